@@ -1,0 +1,3 @@
+module github.com/nodedrift/nodedrift
+
+go 1.26.0
