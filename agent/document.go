@@ -75,16 +75,24 @@ type Finding struct {
 	Wanted       string          `json:"wanted"`
 	Source       string          `json:"source"`
 	Message      string          `json:"message"`
-	Held         bool            `json:"held"`   // seen, but not yet for long enough
-	Waived       bool            `json:"waived"` // allowed by the configuration
-	Since        time.Time       `json:"since"`  // first seen
+	Held         bool            `json:"held"`             // seen, but not yet for long enough
+	Waived       bool            `json:"waived"`           // allowed by the configuration
+	Since        time.Time       `json:"since"`            // first seen
+	Unseen       bool            `json:"unseen,omitempty"` // it stood, and the last looks could not see whether it still does
 	Consequences []probes.Ref    `json:"consequences"`
 	Actor        *Actor          `json:"actor,omitempty"`
+
+	trace                probes.Key
+	first, raised, clean time.Duration // monotonic: as in standing
 }
 
 // Stands tells whether the finding turns its condition True.
 func (f *Finding) Stands() bool {
-	return !f.Held && !f.Waived && f.Severity >= probes.Warning
+	return !f.Held && !f.Waived && !f.Unseen && f.Severity >= probes.Warning
+}
+
+func (f *Finding) same(g *Finding) bool {
+	return f.Reason == g.Reason && f.ID == g.ID && f.Subject == g.Subject
 }
 
 // An Actor is who did something, as the journal knows it. Its text came from
@@ -158,7 +166,10 @@ func (k Kind) String() string {
 // A Snapshot is a [Document] with what only metrics show.
 type Snapshot struct {
 	Document
-	Probes []ProbeStat
+	// Complete says that every probe has looked in this process: until then
+	// applying the conditions would take away those of probes still to come.
+	Complete bool
+	Probes   []ProbeStat
 }
 
 // A ProbeStat is the account of one probe's work.

@@ -1,0 +1,368 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+)
+
+// minGap is the shortest time between two looks: after the leading edge, a
+// burst of events is answered once per gap.
+const minGap = 20 * time.Millisecond
+
+// starvedFor is how long a starved agent takes looks again before it says so.
+const starvedFor = time.Minute
+
+// A loop runs one probe: it alone owns the probe's state.
+type loop struct {
+	agent *Agent
+	probe probes.Probe
+	sub   *subject
+	log   *slog.Logger
+
+	wake  chan struct{}
+	rules chan *Rules
+	saw   chan probes.Occurrence
+
+	state state
+	stat  stat
+	turn  atomic.Int64 // monotonic, ns: when the loop last turned
+
+	mu   sync.Mutex // guards what other goroutines read
+	view view
+}
+
+// view is what others may see of a loop; its parts are never changed in place.
+type view struct {
+	condition     Condition
+	notApplicable string
+	source        *Source // nil: the probe does not listen
+	looked        bool
+	samples       []probes.Sample
+	fingerprints  map[string]string
+	standing      []standing
+	lastGood      Instant
+}
+
+// stat counts looks by result.
+type stat struct {
+	runs     [6]atomic.Uint64
+	duration atomic.Int64
+	lastGood atomic.Int64 // wall, Unix ns; 0 before the first
+	lost     atomic.Uint64
+}
+
+// results are the values of the result label, in the order of stat.runs.
+var results = [6]string{"ok", "failed", "timeout", "denied", "starved", "notapplicable"}
+
+func newLoop(a *Agent, p probes.Probe) *loop {
+	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan probes.Occurrence, 64)}
+	l.log = a.cfg.Log.With("probe", l.sub.spec.Name)
+	l.state.Condition = Condition{Type: l.sub.spec.Condition, Probe: l.sub.spec.Name}
+	if _, ok := p.(probes.Watcher); ok {
+		l.view.source = &Source{Probe: l.sub.spec.Name}
+	}
+	return l
+}
+
+// Changed implements [probes.Hearer].
+func (l *loop) Changed() {
+	l.hearing(true, "")
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Saw implements [probes.Hearer].
+func (l *loop) Saw(o probes.Occurrence) {
+	select {
+	case l.saw <- o:
+	default:
+		l.Lost(l.sub.spec.Name, 1)
+	}
+}
+
+// Lost implements [probes.Hearer].
+func (l *loop) Lost(_ string, n uint64) {
+	l.stat.lost.Add(n)
+	l.Changed()
+}
+
+func (l *loop) hearing(on bool, why string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old := l.view.source; old != nil && (old.Hearing != on || old.Error != why) {
+		l.view.source = &Source{Probe: old.Probe, Hearing: on, Error: why}
+	}
+}
+
+// watch listens for as long as the probe does, and listens again after a pause
+// that grows from a second to a minute.
+func (l *loop) watch(ctx context.Context, w probes.Watcher) {
+	pause := time.Second
+	for ctx.Err() == nil {
+		began := l.agent.now().Mono
+		err := guard(func() error { return w.Watch(ctx, l) })
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("stopped listening")
+		}
+		if l.agent.now().Mono-began > time.Minute {
+			pause = time.Second
+		}
+		l.log.Warn("cannot listen; the sweep alone looks", "error", clean(err.Error(), maxError), "again", pause)
+		l.hearing(false, clean(err.Error(), maxError))
+		wait(ctx, pause/2+rand.N(pause))
+		pause = min(2*pause, time.Minute)
+	}
+}
+
+// wait sleeps for d or until ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// guard turns a panic into an error with the place it came from.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v at %s", p, firstFrame(debug.Stack()))
+		}
+	}()
+	return f()
+}
+
+// run looks until ctx ends: at once, when woken, when a hold ends and at the
+// latest after the probe's period.
+func (l *loop) run(ctx context.Context) {
+	rules := <-l.rules
+	eye := newEye(ctx, l.probe)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	var last time.Duration // monotonic: start of the last look
+	again := l.sub.spec.Every
+	for {
+		l.turn.Store(int64(l.agent.now().Mono))
+		select {
+		case <-ctx.Done():
+			return
+		case rules = <-l.rules:
+		case o := <-l.saw:
+			l.occurred(rules, o)
+			continue
+		case <-l.wake:
+			if gap := last + minGap - l.agent.now().Mono; last != 0 && gap > 0 {
+				again = gap
+				next.Reset(gap)
+				continue
+			}
+		case <-next.C:
+		}
+		last = l.agent.now().Mono
+		again = l.look(ctx, eye, rules)
+		next.Reset(again)
+	}
+}
+
+// look takes one look and folds it. It returns when the next one is due.
+func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
+	seen := l.see(ctx, eye)
+	if ctx.Err() != nil {
+		return l.sub.spec.Every
+	}
+	s, happened, again := fold(l.sub, rules, l.state, &seen, l.agent.cfg.Journal, l.agent.now())
+	if len(happened) > 0 && l.agent.frozen(ctx) {
+		return time.Second // a node that is stopping breaks in every way: nothing of it is news
+	}
+	changed := visible(&l.state, &s)
+	l.state = s
+	l.show(&seen)
+	if changed || len(happened) > 0 {
+		l.agent.tell(happened)
+	}
+	every := l.sub.spec.Every
+	return sooner(max(again, 0), every-every/10+rand.N(every/10+1))
+}
+
+// see looks, and looks again while the agent itself is starved and the look
+// would say something bad: its own lack of CPU is not the node's fault.
+func (l *loop) see(ctx context.Context, eye *eye) looked {
+	began := l.agent.now()
+	for {
+		strain := l.agent.strain()
+		at := l.agent.now()
+		look, err := eye.look(ctx, l.sub.spec.Timeout)
+		l.count(err, l.agent.now().Mono-at.Mono)
+		if err == nil && len(look.Findings) == 0 || ctx.Err() != nil || errors.Is(err, probes.ErrNotApplicable) ||
+			!l.agent.starvedSince(strain, l.sub.spec.Timeout) {
+			return looked{Look: look, err: err, at: at}
+		}
+		l.stat.runs[4].Add(1)
+		if l.agent.now().Mono-began.Mono >= starvedFor {
+			return looked{err: errStarved, at: at}
+		}
+		l.turn.Store(int64(l.agent.now().Mono))
+		wait(ctx, l.sub.spec.Timeout)
+	}
+}
+
+func (l *loop) count(err error, took time.Duration) {
+	i := 1
+	switch {
+	case err == nil:
+		i = 0
+		l.stat.lastGood.Store(l.agent.now().Wall.UnixNano())
+	case errors.Is(err, probes.ErrNotApplicable):
+		i = 5
+	case errorReason(err) == ProbeTimedOut:
+		i = 2
+	case errorReason(err) == PermissionDenied:
+		i = 3
+	}
+	l.stat.runs[i].Add(1)
+	l.stat.duration.Add(int64(took))
+}
+
+// show makes the new state visible to others.
+func (l *loop) show(seen *looked) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := &l.view
+	v.condition, v.notApplicable, v.looked = l.state.Condition, l.state.NotApplicable, true
+	v.standing, v.lastGood = l.state.Standing, l.state.LastGood
+	if seen.err == nil || len(seen.Samples) > 0 {
+		v.samples = seen.Samples
+	}
+	if seen.err == nil {
+		v.fingerprints = seen.Fingerprints
+	}
+	if l.state.NotApplicable != "" {
+		v.samples, v.fingerprints = nil, nil
+	}
+}
+
+func (l *loop) seenView() view {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.view
+}
+
+// visible tells whether a reader would notice the difference of two states,
+// beyond the time of the last look.
+func visible(a, b *state) bool {
+	x, y := &a.Condition, &b.Condition
+	if x.Status != y.Status || x.Reason != y.Reason || x.Message != y.Message || a.NotApplicable != b.NotApplicable ||
+		len(x.Findings) != len(y.Findings) || len(a.Standing) != len(b.Standing) {
+		return true
+	}
+	for i := range x.Findings {
+		f, g := &x.Findings[i], &y.Findings[i]
+		if !f.same(g) || f.Severity != g.Severity || f.Held != g.Held || f.Waived != g.Waived || f.Observed != g.Observed || (f.Actor == nil) != (g.Actor == nil) {
+			return true
+		}
+	}
+	return false
+}
+
+// occurred tells of something that left no state.
+func (l *loop) occurred(rules *Rules, o probes.Occurrence) {
+	reason := l.sub.reasons[o.Reason]
+	if reason == nil || !reason.Happens {
+		l.log.Error("the probe has no such occurrence", "reason", clean(o.Reason, maxField))
+		return
+	}
+	severity, off := rules.severity(reason, 0)
+	if off || l.agent.frozen(context.Background()) {
+		return
+	}
+	now := l.agent.now()
+	f := Finding{Reason: reason.Name, Severity: severity, Owner: reason.Owner, Subject: clean(o.Subject, maxField), Message: clean(o.Message, maxField)}
+	if j := l.agent.cfg.Journal; j != nil && o.Trace != (probes.Key{}) {
+		if a, ok := j.Who(o.Trace, now.Mono-lateActor); ok {
+			f.Actor = &a
+		}
+	}
+	if rules.waived(f.Reason, f.Subject, f.Actor, now.Wall) {
+		severity = probes.Info
+	}
+	l.agent.tell([]Happening{{Time: now.Wall, Kind: Occurred, Probe: l.sub.spec.Name, Condition: l.sub.spec.Condition, Reason: f.Reason,
+		Severity: severity, Subject: f.Subject, Message: f.line(0), Actor: f.Actor}})
+}
+
+// An eye takes the looks of one probe in a goroutine of its own, so that a look
+// that never ends costs one goroutine and delays nobody.
+type eye struct {
+	ask    chan context.Context
+	answer chan looked
+	stuck  bool
+}
+
+func newEye(ctx context.Context, p probes.Probe) *eye {
+	e := &eye{ask: make(chan context.Context), answer: make(chan looked, 1)}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case c := <-e.ask:
+				var out looked
+				out.err = guard(func() (err error) {
+					out.Look, err = p.Check(c)
+					return err
+				})
+				e.answer <- out
+			}
+		}
+	}()
+	return e
+}
+
+// look asks for one look and waits for it no longer than timeout. While an
+// earlier look is still stuck, none is asked for: its answer is thrown away when
+// it comes at last.
+func (e *eye) look(ctx context.Context, timeout time.Duration) (probes.Look, error) {
+	c, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if e.stuck {
+		select {
+		case <-e.answer:
+			e.stuck = false
+		case <-c.Done():
+			return probes.Look{}, fmt.Errorf("%w: an earlier look is still stuck", errTimedOut)
+		}
+	}
+	e.ask <- c
+	select {
+	case out := <-e.answer:
+		if errors.Is(out.err, context.DeadlineExceeded) {
+			out.err = fmt.Errorf("%w: %w", errTimedOut, out.err)
+		}
+		return out.Look, out.err
+	case <-c.Done():
+	}
+	// A probe that heeds its context answers right after the deadline: what it
+	// found by then stands.
+	select {
+	case out := <-e.answer:
+		return out.Look, fmt.Errorf("%w: %w", errTimedOut, errors.Join(out.err, c.Err()))
+	case <-time.After(min(timeout/4, 100*time.Millisecond)):
+		e.stuck = true
+		return probes.Look{}, fmt.Errorf("%w of %s", errTimedOut, timeout)
+	}
+}

@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+)
+
+// tell compares two states of a probe and says what happened in between: each
+// reason raised or cleared once, however many findings it has. What has a trace
+// but no actor yet waits up to a second for it.
+func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []Happening {
+	before, after := &old.Condition, &s.Condition
+	var waiting []owed
+	raised := missingFrom(before.Findings, after.Findings)
+	for len(raised) > 0 {
+		var group []*Finding
+		group, raised = takeGroup(raised)
+		first, more := group[0], len(group)-1
+		waiting = append(waiting, owed{h: s.happening(sub, Raised, first, now), key: first.trace, since: first.clean,
+			text: func(a *Actor) string { f := *first; f.Actor = a; return f.line(more) }})
+	}
+	if after.Status != Unknown {
+		cleared := missingFrom(after.Findings, before.Findings)
+		for len(cleared) > 0 {
+			var group []*Finding
+			group, cleared = takeGroup(cleared)
+			first, more := group[0], len(group)-1
+			w := owed{h: s.happening(sub, Cleared, first, now), key: first.trace, since: max(first.raised, first.first),
+				text: func(a *Actor) string { return goneLine(first, a, more, s.waives(first), now) }}
+			w.h.Actor = nil
+			waiting = append(waiting, w)
+		}
+	}
+	return s.deliver(sub, old, waiting, journal, now)
+}
+
+// missingFrom lists the findings that stand in list and not in other.
+func missingFrom(other, list []Finding) (missing []*Finding) {
+	for i := range list {
+		f := &list[i]
+		if f.Stands() && !slices.ContainsFunc(other, func(g Finding) bool { return g.Stands() && g.same(f) }) {
+			missing = append(missing, f)
+		}
+	}
+	return missing
+}
+
+// takeGroup takes the first finding and all others of its reason done by the
+// same actor.
+func takeGroup(list []*Finding) (group, rest []*Finding) {
+	name := func(a *Actor) string {
+		if a == nil {
+			return ""
+		}
+		return a.name()
+	}
+	for _, f := range list {
+		if f.Reason == list[0].Reason && name(f.Actor) == name(list[0].Actor) {
+			group = append(group, f)
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	return group, rest
+}
+
+func (s *state) happening(sub *subject, k Kind, f *Finding, now Instant) Happening {
+	return Happening{Time: now.Wall, Kind: k, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: s.Condition.Status, To: s.Condition.Status,
+		Reason: f.Reason, Severity: f.Severity, Subject: f.Subject, Actor: f.Actor}
+}
+
+// waives tells whether a finding is still there, but allowed by now.
+func (s *state) waives(f *Finding) bool {
+	return slices.ContainsFunc(s.Condition.Findings, func(g Finding) bool { return g.Waived && g.same(f) })
+}
+
+// goneLine is the message of a cleared finding. It may say how long it stood:
+// an Event does not change.
+func goneLine(f *Finding, by *Actor, more int, waived bool, now Instant) string {
+	end := ""
+	if by != nil {
+		end = "; by " + shorten(by.name(), 64)
+	}
+	if more > 0 {
+		end = fmt.Sprintf("; +%d more", more) + end
+	}
+	verb := "gone"
+	if waived {
+		verb = "waived"
+	}
+	end = fmt.Sprintf(": %s after %s", verb, age(now.Mono-f.first)) + end
+	return shorten(f.Subject, maxMessage-len(end)) + end
+}
+
+// age rounds a duration for people.
+func age(d time.Duration) string {
+	switch {
+	case d < 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return d.Round(time.Second).String()
+	}
+	return d.Round(time.Minute).String()
+}
+
+// deliver turns what is due into happenings, keeps the rest owed, and makes
+// sure that a change of status is told exactly once, first.
+func (s *state) deliver(sub *subject, old *state, waiting []owed, journal Journal, now Instant) (out []Happening) {
+	from, to := old.Condition.Status, s.Condition.Status
+	if from != to {
+		if to == True && len(waiting) > 0 && waiting[0].h.Kind == Raised || to == False && len(waiting) > 0 {
+			waiting[0].h.From = from
+		} else {
+			out = append(out, s.turned(sub, from, now))
+		}
+	}
+	s.owed = nil
+	for _, w := range old.owed {
+		out = s.settleOwed(out, w, journal, now)
+	}
+	for _, w := range waiting {
+		w.until = now.Mono + lateActor
+		out = s.settleOwed(out, w, journal, now)
+	}
+	return out
+}
+
+// settleOwed tells a happening when its actor is known, need not be, or is late.
+func (s *state) settleOwed(out []Happening, w owed, journal Journal, now Instant) []Happening {
+	if w.h.Actor == nil && journal != nil && w.key != (probes.Key{}) {
+		if a, ok := journal.Who(w.key, w.since); ok {
+			w.h.Actor = &a
+		} else if now.Mono < w.until {
+			s.owed = append(s.owed, w)
+			return out
+		}
+	}
+	w.h.Message = w.text(w.h.Actor)
+	return append(out, w.h)
+}
+
+// turned is the happening of a status that changed without a finding's doing.
+func (s *state) turned(sub *subject, from Status, now Instant) Happening {
+	h := Happening{Time: now.Wall, Kind: Restored, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: from, To: s.Condition.Status,
+		Reason: s.Condition.Reason, Message: s.Condition.Message, Severity: probes.Info}
+	switch h.To {
+	case Unknown:
+		h.Kind, h.Severity = Blinded, probes.Warning
+	case True:
+		h.Kind, h.Severity = Raised, probes.Warning
+	}
+	return h
+}
