@@ -25,7 +25,7 @@ import (
 type Config struct {
 	Node       string // the Node object's name
 	Log        *slog.Logger
-	Boot       string // identity of this boot: memory of another one is void
+	Boot       string               // identity of this boot: memory of another one is void
 	Mono       func() time.Duration // monotonic time since boot; nil: since the agent's start
 	Probes     []probes.Probe
 	Rules      Rules
@@ -42,17 +42,17 @@ type Agent struct {
 	start time.Time
 	mono  time.Duration // at start
 
-	mu        sync.Mutex // guards the fields below: many loops and readers use them
-	loops     []*loop
-	rules     *Rules
-	stop      func() // ends the loops of the present configuration
-	phase     phase
-	summary   Condition
-	history   []Occurrence // a ring in order, oldest first
-	adopted   map[string]Condition // by type: what the Node object said at start
-	turned    map[string]bool      // types whose status changed in this process
-	ready     Readiness
-	failed    string // why provisioning failed; "" if it did not
+	mu      sync.Mutex // guards the fields below: many loops and readers use them
+	loops   []*loop
+	rules   *Rules
+	stop    func() // ends the loops of the present configuration
+	phase   phase
+	summary Condition
+	history []Occurrence         // a ring in order, oldest first
+	adopted map[string]Condition // by type: what the Node object said at start
+	turned  map[string]bool      // types whose status changed in this process
+	ready   Readiness
+	failed  string // why provisioning failed; "" if it did not
 
 	stopping  atomic.Bool
 	dirty     chan struct{}

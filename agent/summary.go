@@ -93,4 +93,3 @@ func also(types []string, but string) string {
 	}
 	return "; also " + strings.Join(rest, ", ")
 }
-
