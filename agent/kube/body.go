@@ -45,6 +45,13 @@ func (c *condition) sameVerdict(o *condition) bool {
 	return c.Type == o.Type && c.Status == o.Status && c.Reason == o.Reason && c.stands == o.stands
 }
 
+// sameTexts compares two lists, each with every type once, in any order.
+func sameTexts(a, b []condition) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(c condition) bool {
+		return !slices.ContainsFunc(b, func(o condition) bool { return c.sameText(&o) })
+	})
+}
+
 // conditionsOf lists what a snapshot says, and for types that it has not decided
 // yet what the server says already: a condition left out of an apply is removed.
 func conditionsOf(s *agent.Snapshot, server map[string]condition) []condition {

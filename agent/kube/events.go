@@ -124,7 +124,9 @@ func (e *events) kindOf(h *agent.Happening) string {
 	switch {
 	case h.Reason == agent.NodeShuttingDown:
 		return "Normal"
-	case h.Reason == "" || h.Condition == agent.NodeDrift && h.Reason != agent.ProvisioningFailed:
+	case h.Reason == agent.ProvisioningFailed && h.To == agent.True:
+		return "Warning"
+	case h.Reason == "" || h.Condition == agent.NodeDrift:
 		return ""
 	case h.Kind == agent.Restored:
 		told := e.blind[h.Condition]
