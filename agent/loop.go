@@ -156,7 +156,6 @@ func (l *loop) run(ctx context.Context) {
 	next := time.NewTimer(0)
 	defer next.Stop()
 	var last time.Duration // monotonic: start of the last look
-	again := l.sub.spec.Every
 	for {
 		l.turn.Store(int64(l.agent.now().Mono))
 		select {
@@ -168,23 +167,22 @@ func (l *loop) run(ctx context.Context) {
 			continue
 		case <-l.wake:
 			if gap := last + minGap - l.agent.now().Mono; last != 0 && gap > 0 {
-				again = gap
 				next.Reset(gap)
 				continue
 			}
 		case <-next.C:
 		}
 		last = l.agent.now().Mono
-		again = l.look(ctx, eye, rules)
-		next.Reset(again)
+		next.Reset(l.look(ctx, eye, rules))
 	}
 }
 
 // look takes one look and folds it. It returns when the next one is due.
 func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	seen := l.see(ctx, eye)
+	every := rules.every(&l.sub.spec)
 	if ctx.Err() != nil {
-		return l.sub.spec.Every
+		return every
 	}
 	s, happened, again := fold(l.sub, rules, l.state, &seen, l.agent.cfg.Journal, l.agent.now())
 	if len(happened) > 0 && l.agent.frozen(ctx) {
@@ -196,7 +194,6 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	if changed || len(happened) > 0 {
 		l.agent.tell(happened)
 	}
-	every := l.sub.spec.Every
 	return sooner(max(again, 0), every-every/10+rand.N(every/10+1))
 }
 

@@ -111,6 +111,9 @@ func blank(s string) string {
 	return s
 }
 
+// Line is the finding's message: what is wrong, who did it, and who acts.
+func (f *Finding) Line() string { return f.line(0) }
+
 // line is the message of one finding and how many more stand beside it: the
 // clause first, so that its first 60 bytes stand alone, then the actor, the
 // source, and who acts. What does not fit goes: first the source, then the end

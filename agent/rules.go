@@ -11,6 +11,7 @@ import (
 type Rules struct {
 	Reasons map[string]ReasonRule
 	Waivers []Waiver
+	Every   map[string]time.Duration // by probe: the time between two looks, in place of the probe's own
 	// CountHeld lets findings that are still within their hold count, marked as
 	// held: a single look (check) cannot wait for them.
 	CountHeld bool
@@ -43,6 +44,14 @@ func (w *Waiver) allows(reason, subject string, actor *Actor, now time.Time) boo
 		return false
 	}
 	return w.Actor == "" || actor != nil && matches(w.Actor, actor.name())
+}
+
+// every is the longest time between two looks of a probe.
+func (r *Rules) every(spec *probes.Spec) time.Duration {
+	if d := r.Every[spec.Name]; d > 0 {
+		return d
+	}
+	return spec.Every
 }
 
 // counts tells whether a finding turns its condition True under these rules.
