@@ -110,7 +110,7 @@ func (m *Metrics) Handler() http.Handler {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(m)
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: maxScrapes,
-		DisableCompression: true, Timeout: 10 * time.Second})
+		DisableCompression: true})
 }
 
 // Describe implements [prometheus.Collector]. It describes nothing: what probes
@@ -168,7 +168,7 @@ func (m *Metrics) own(c *collection) {
 // A collection is one scrape.
 type collection struct {
 	out     chan<- prometheus.Metric
-	seen    map[string]bool // series of probes' own metrics
+	seen    map[string]bool // series whose uniqueness is the probes' business
 	dropped uint64
 }
 
@@ -243,7 +243,10 @@ func (c *collection) work(s *agent.Snapshot) {
 			c.put(lastSuccess, seconds(p.LastSuccess), name)
 		}
 		for domain, hash := range p.Fingerprints {
-			c.put(fingerprint, 1, bound(domain), bound(hash))
+			if series := "fingerprint\x00" + domain; !c.seen[series] {
+				c.seen[series] = true
+				c.put(fingerprint, 1, bound(domain), bound(hash))
+			}
 		}
 	}
 	for _, src := range s.Sources {
