@@ -145,9 +145,9 @@ func check(t *testing.T, objects []object) {
 	})
 	t.Run("rights", func(t *testing.T) {
 		want := map[string]string{
-			"ClusterRole nodedrift":               "[nodes] [get]; [nodes/status] [patch]",
-			"Role default/nodedrift-events":       "[events] [create patch]",
-			"Role nodedrift-system/nodedrift-log": "[pods/log] [get]",
+			"ClusterRole nodedrift":               "[] [nodes] [get]; [] [nodes/status] [patch]",
+			"Role default/nodedrift-events":       "[] [events] [create patch]",
+			"Role nodedrift-system/nodedrift-log": "[] [pods/log] [get]",
 		}
 		for _, o := range objects {
 			if !strings.HasSuffix(o.str("kind"), "Role") {
@@ -157,7 +157,7 @@ func check(t *testing.T, objects []object) {
 			var rules []string
 			for _, r := range o.get("rules").([]any) {
 				r := object(r.(map[string]any))
-				rules = append(rules, list(r.get("resources"))+" "+list(r.get("verbs")))
+				rules = append(rules, list(r.get("apiGroups"))+" "+list(r.get("resources"))+" "+list(r.get("verbs")))
 			}
 			if got := strings.Join(rules, "; "); got != want[name] {
 				t.Errorf("%s: %s, want %s", name, got, want[name])

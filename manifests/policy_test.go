@@ -1,6 +1,7 @@
 package manifests_test
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -33,7 +34,7 @@ func TestPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := c.Cleanup(t.Context()); err != nil && t.Context().Err() == nil {
+		if err := c.Cleanup(context.WithoutCancel(ctx)); err != nil {
 			t.Error(err)
 		}
 	})

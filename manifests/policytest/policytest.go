@@ -66,7 +66,7 @@ func (c Cluster) Setup(ctx context.Context) error {
 // Cleanup removes what Setup and the accepted cases made.
 func (c Cluster) Cleanup(ctx context.Context) error {
 	var all error
-	for _, name := range []string{"policytest-foreign", "policytest-own", "policytest-new-api"} {
+	for _, name := range []string{"policytest-foreign", "policytest-own"} {
 		_, err := c.admin(ctx, "DELETE", "/api/v1/namespaces/default/events/"+name, "")
 		all = errors.Join(all, err)
 	}
