@@ -11,6 +11,9 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,8 +42,7 @@ func (r *Root) Watch(ctx context.Context, l Listener, paths ...string) error {
 		return err
 	}
 	defer w.close()
-	stop := context.AfterFunc(ctx, w.close)
-	defer stop()
+	defer context.AfterFunc(ctx, w.close)()
 	err = w.run()
 	if ctx.Err() != nil {
 		return nil
@@ -54,13 +56,15 @@ type watcher struct {
 	l       Listener
 	paths   []string
 	queue   *os.File
-	folders map[int32]*watched // by watch descriptor
+	raw     syscall.RawConn // queue's
+	mounts  *os.File        // nil where it cannot be heard of
+	folders map[int32]*watched
 }
 
-// watched is a folder under watch: the names in it that matter.
+// watched is a folder under watch, by its watch descriptor: the names in it that matter.
 type watched struct {
-	all   bool            // every name matters
-	names map[string]bool // true: the name is on the way to a path, so when it changes the way is walked anew
+	all   bool // every name matters
+	names map[string]bool
 }
 
 func newWatcher(r *Root, l Listener, paths []string) (*watcher, error) {
@@ -70,28 +74,49 @@ func newWatcher(r *Root, l Listener, paths []string) (*watcher, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("watch files: %w", err)
 	}
-	return &watcher{root: r, l: l, paths: paths, queue: os.NewFile(uintptr(fd), "inotify")}, nil
+	queue := os.NewFile(uintptr(fd), "inotify")
+	raw, err := queue.SyscallConn()
+	if err != nil {
+		queue.Close()
+		return nil, fmt.Errorf("watch files: %w", err)
+	}
+	return &watcher{root: r, l: l, paths: paths, queue: queue, raw: raw, mounts: openMounts()}, nil
 }
 
-func (w *watcher) close() { w.queue.Close() }
+func (w *watcher) close() {
+	w.queue.Close()
+	if w.mounts != nil {
+		w.mounts.Close()
+	}
+}
 
 // run walks the ways to all paths and then tells what moves on them.
 func (w *watcher) run() error {
-	buf := make([]byte, 64<<10)
-	for walk := true; ; {
-		if walk {
-			if err := w.walkAll(); err != nil {
-				return err
-			}
-			w.l.Changed()
-		}
+	if _, err := w.walkAll(); err != nil {
+		return err
+	}
+	w.l.Changed()
+	var mounts sync.WaitGroup
+	defer mounts.Wait()
+	defer w.close()
+	mounts.Go(func() { hearMounts(w.mounts, func() { w.queue.SetReadDeadline(time.Unix(1, 0)) }) })
+	for buf := make([]byte, 64<<10); ; {
 		n, err := w.queue.Read(buf)
+		changed, walk := w.take(buf[:max(n, 0)])
+		if errors.Is(err, os.ErrDeadlineExceeded) { // a mount came or went
+			walk, err = true, w.queue.SetReadDeadline(time.Time{})
+		}
 		if err != nil {
 			return fmt.Errorf("hear of files: %w", err)
 		}
-		var changed bool
-		changed, walk = w.take(buf[:n])
-		if changed && !walk {
+		if walk {
+			moved, err := w.walkAll()
+			if err != nil {
+				return err
+			}
+			changed = changed || moved
+		}
+		if changed {
 			w.l.Changed()
 		}
 	}
@@ -106,91 +131,106 @@ func (w *watcher) take(buf []byte) (changed, walk bool) {
 			return true, true
 		}
 		folder := w.folders[e.folder]
-		if folder == nil {
-			continue // of a watch that was taken away
-		}
-		if e.name == "" {
+		switch {
+		case folder == nil: // of a watch that was taken away
+		case e.name == "":
 			changed = true
-			walk = walk || e.mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_IGNORED|unix.IN_UNMOUNT) != 0
-			continue
+			walk = walk || e.mask&^(unix.IN_ATTRIB|unix.IN_ISDIR) != 0
+		case folder.names[e.name]:
+			changed = true
+			walk = walk || e.mask&(unix.IN_MODIFY|unix.IN_CLOSE_WRITE) == 0
+		case folder.all:
+			changed = true
 		}
-		way, named := folder.names[e.name]
-		changed = changed || named || folder.all
-		walk = walk || way && e.mask&(unix.IN_MODIFY|unix.IN_CLOSE_WRITE) == 0
 	}
 	return changed, walk
 }
 
-// walkAll walks the way to each path and puts a watch on every folder there is.
-// Each folder is watched before the next part is looked up in it, so nothing
-// falls between.
-func (w *watcher) walkAll() error {
-	old := w.folders
-	w.folders = map[int32]*watched{}
-	for _, p := range w.paths {
-		_, err := within(w.root.calls, p, func() (struct{}, error) { return struct{}{}, w.walk(p) })
-		if err != nil {
-			return &fs.PathError{Op: "watch", Path: nodePath(p), Err: err}
+// walkAll walks the way to each path, puts a watch on every folder there is,
+// and lets go of those that are on no way any more. It tells whether other
+// folders are watched now.
+func (w *watcher) walkAll() (moved bool, err error) {
+	now, err := within(w.root.calls, "watch "+strings.Join(w.paths, " "), func() (walk, error) {
+		k := walk{w.root, w.raw, map[int32]*watched{}}
+		for _, p := range w.paths {
+			if err := k.follow(p); err != nil {
+				return k, &fs.PathError{Op: "watch", Path: nodePath(p), Err: err}
+			}
+		}
+		return k, nil
+	})
+	if err != nil {
+		return false, err
+	}
+	for wd := range w.folders {
+		if now.folders[wd] == nil {
+			moved = true
+			w.raw.Control(func(queue uintptr) { unix.InotifyRmWatch(int(queue), uint32(wd)) })
 		}
 	}
-	for wd := range old {
-		if w.folders[wd] == nil {
-			w.control(func(fd int) { unix.InotifyRmWatch(fd, uint32(wd)) })
-		}
-	}
-	return nil
+	moved = moved || len(now.folders) != len(w.folders)
+	w.folders = now.folders
+	return moved, nil
 }
 
-// walk follows one path part by part, as the kernel would, links included, and
-// stops at what does not exist.
-func (w *watcher) walk(name string) error {
-	here, rest, links := ".", strings.Split(name, "/"), 0
-	for len(rest) > 0 {
+// A walk finds the folders on the ways to paths, and watches each before it
+// looks up the next part in it, so that nothing falls between.
+type walk struct {
+	root    *Root
+	queue   syscall.RawConn
+	folders map[int32]*watched
+}
+
+// follow goes along one path part by part, as the kernel would, links included
+// (path_resolution(7)), and stops at what does not exist.
+func (k walk) follow(name string) error {
+	here, rest := ".", strings.Split(name, "/")
+	for links := 0; len(rest) > 0; {
 		part := rest[0]
 		rest = rest[1:]
-		if part == "" || part == "." {
+		switch part {
+		case "", ".":
 			continue
-		}
-		if part == ".." {
+		case "..":
 			here = path.Dir(here)
 			continue
 		}
-		if ok, err := w.add(here, part, len(rest) == 0); err != nil || !ok {
+		if ok, err := k.add(here, part, len(rest) == 0); err != nil || !ok {
 			return err
 		}
 		next := inside(here, part)
-		i, err := w.root.stat(next, unix.O_NOFOLLOW)
-		switch {
-		case absent(err):
-			return nil
-		case err != nil:
-			return err
-		case i.mode.Type() == fs.ModeSymlink:
-			if links++; links > maxLinks {
-				return nil // a loop: there is nothing behind it until one of its links changes
-			}
-			target, err := w.root.readLink(next)
-			if err != nil {
-				return ignoreAbsent(err)
-			}
-			if strings.HasPrefix(target, "/") {
-				here = "."
-			}
-			rest = append(strings.Split(target, "/"), rest...)
-		case i.IsDir():
+		i, err := k.root.stat(next, unix.O_NOFOLLOW)
+		if err != nil {
+			return ignoreAbsent(err)
+		}
+		switch i.mode.Type() {
+		case fs.ModeDir:
 			here = next
+			continue
+		case fs.ModeSymlink:
+			if links++; links > maxLinks {
+				return nil // a loop leads nowhere until one of its links changes
+			}
 		default:
 			return nil
 		}
+		target, err := k.root.readLink(next)
+		if err != nil {
+			return ignoreAbsent(err)
+		}
+		if strings.HasPrefix(target, "/") {
+			here = "."
+		}
+		rest = append(strings.Split(target, "/"), rest...)
 	}
-	_, err := w.add(here, "", true)
+	_, err := k.add(here, "", true)
 	return err
 }
 
 // add watches a folder for a name in it, or for all names (""). It says false
 // when there is no such folder.
-func (w *watcher) add(folder, name string, end bool) (bool, error) {
-	fd, err := w.root.open(folder, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+func (k walk) add(folder, name string, end bool) (bool, error) {
+	fd, err := k.root.open(folder, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return false, ignoreAbsent(err)
 	}
@@ -200,20 +240,22 @@ func (w *watcher) add(folder, name string, end bool) (bool, error) {
 		mask = endEvents
 	}
 	var wd int
-	w.control(func(queue int) {
+	ctlErr := k.queue.Control(func(queue uintptr) {
 		// The path is our own descriptor's: what openat2 found is what is watched.
-		wd, err = unix.InotifyAddWatch(queue, "/proc/self/fd/"+strconv.Itoa(fd), mask|unix.IN_MASK_ADD)
+		wd, err = unix.InotifyAddWatch(int(queue), "/proc/self/fd/"+strconv.Itoa(fd), mask|unix.IN_MASK_ADD)
 	})
 	switch {
+	case ctlErr != nil:
+		return false, ctlErr
 	case err == unix.ENOSPC:
 		return false, fmt.Errorf("no inotify watch is free (fs.inotify.max_user_watches): %w", err)
 	case err != nil:
 		return false, err
 	}
-	at := w.folders[int32(wd)]
+	at := k.folders[int32(wd)]
 	if at == nil {
 		at = &watched{names: map[string]bool{}}
-		w.folders[int32(wd)] = at
+		k.folders[int32(wd)] = at
 	}
 	if name == "" {
 		at.all = true
@@ -221,12 +263,6 @@ func (w *watcher) add(folder, name string, end bool) (bool, error) {
 		at.names[name] = true
 	}
 	return true, nil
-}
-
-func (w *watcher) control(use func(fd int)) {
-	if raw, err := w.queue.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { use(int(fd)) })
-	}
 }
 
 func absent(err error) bool {
