@@ -129,6 +129,13 @@ func (g cgroup) prepare() error {
 // enter makes the next child of this thread start in the groups of one program: v1 groups are inherited from the thread, the
 // v2 group is handed to clone3(2). The thread must not be used for anything else.
 func (c cgroups) enter(unit string, attr *syscall.SysProcAttr) (leave func(), err error) {
+	// Groups of a former run must not be used again: Linux 6.14 and later kill what clone3 puts into a group whose cgroup.kill was
+	// ever written (cgroup_css_set_fork takes the parent's kill_seq, cgroup_post_fork compares it with the group's).
+	for _, g := range c {
+		if err := rmdirs(filepath.Join(g.Dir, unit)); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.make(unit); err != nil {
 		return nil, err
 	}
@@ -153,9 +160,9 @@ func (c cgroups) enter(unit string, attr *syscall.SysProcAttr) (leave func(), er
 	}, nil
 }
 
-// kill ends all processes in the groups of one program ("": of the whole lab) and returns when they are gone.
+// kill ends all processes in the groups of one program ("": of the whole lab), waits until they are gone and removes the groups.
 func (c cgroups) kill(ctx context.Context, unit string) error {
-	return poll(ctx, func(context.Context) error {
+	err := poll(ctx, func(context.Context) error {
 		left := 0
 		for _, g := range c {
 			dir := filepath.Join(g.Dir, unit)
@@ -171,6 +178,16 @@ func (c cgroups) kill(ctx context.Context, unit string) error {
 			return fmt.Errorf("%d processes do not end", left)
 		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return poll(ctx, func(context.Context) error { // a group stays busy for a moment after its last process
+		var errs []error
+		for _, g := range c {
+			errs = append(errs, rmdirs(filepath.Join(g.Dir, unit)))
+		}
+		return errors.Join(errs...)
 	})
 }
 
@@ -192,17 +209,6 @@ func members(dir string) (pids []int) {
 		return nil
 	})
 	return pids
-}
-
-// remove removes the groups of one program ("": all of the lab), which must be empty.
-func (c cgroups) remove(ctx context.Context, unit string) error {
-	return poll(ctx, func(context.Context) error { // a group stays busy for a moment after its last process
-		var errs []error
-		for _, g := range c {
-			errs = append(errs, rmdirs(filepath.Join(g.Dir, unit)))
-		}
-		return errors.Join(errs...)
-	})
 }
 
 func rmdirs(dir string) error {

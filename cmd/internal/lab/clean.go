@@ -89,11 +89,6 @@ func sweep(ctx context.Context, s state) error {
 			return fmt.Errorf("remove the folder of systemd-nspawn: %w", err)
 		}
 	}
-	if s.Boot == bootID() {
-		if err := s.Cgroups.remove(ctx, ""); err != nil {
-			return err
-		}
-	}
 	if err := os.Remove(stateFile(s.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget lab %s: %w", s.Name, err)
 	}

@@ -46,6 +46,8 @@ type Lab struct {
 // upTimeout is several times what the slowest start took on 2 busy cores.
 const upTimeout = 3 * time.Minute
 
+var errTooLong = fmt.Errorf("not there after %s", upTimeout)
+
 // Up starts a lab and returns when its nodes are Ready; it builds what is missing first. What an earlier lab of that name
 // left behind is removed, but a lab that is still in use is an error. When Up fails, also by the end of ctx, nothing is left
 // but logs, which the error names.
@@ -96,7 +98,7 @@ func up(ctx context.Context, c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	timed, cancel := context.WithTimeoutCause(ctx, upTimeout, fmt.Errorf("not up after %s", upTimeout))
+	timed, cancel := context.WithTimeoutCause(ctx, upTimeout, errTooLong)
 	defer cancel()
 	if err := l.boot(timed); err != nil {
 		err = errors.Join(err, l.keepLogs())
@@ -133,7 +135,7 @@ func newLab(c Config, log logf) (*Lab, error) {
 	}
 	l := &Lab{config: c, dir: c.Dirs.run(c.Name), log: log}
 	l.state = state{Name: c.Name, Dir: l.dir, Bin: c.Dirs.bin(), Boot: bootID(), Owner: self(), Detach: c.Detach, Nodes: c.Nodes,
-		Cgroups: groups, Running: map[string]process{}}
+		Cgroups: groups, APIServer: c.APIServer, Running: map[string]process{}}
 	for _, n := range l.state.netns() {
 		if _, err := os.Lstat(netnsPath(n)); err == nil {
 			return nil, fmt.Errorf("network namespace %s exists and is not this lab's: choose another name", n)
@@ -188,7 +190,7 @@ func (l *Lab) boot(ctx context.Context) error {
 		}
 	}
 	for _, n := range l.nodes {
-		if err := n.ready(ctx, begin); err != nil {
+		if err := n.ready(ctx, time.Time{}); err != nil {
 			return err
 		}
 	}

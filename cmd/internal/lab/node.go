@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,16 +59,16 @@ func (n *Node) boot() error {
 }
 
 // ready waits until the kubelet that runs now has said that the node is Ready, and the control plane lets pods onto it.
-func (n *Node) ready(ctx context.Context, since time.Time) error {
+func (n *Node) ready(ctx context.Context, heard time.Time) error {
 	err := poll(ctx, func(ctx context.Context) error {
 		if !n.lab.process(n.name).alive() {
-			return fmt.Errorf("systemd-nspawn ended")
+			return errEnded
 		}
 		var o node
 		if err := n.lab.Get(ctx, "/api/v1/nodes/"+n.name, &o); err != nil {
 			return err
 		}
-		return o.ready(since)
+		return o.ready(heard)
 	})
 	if err == nil {
 		return nil
@@ -80,29 +81,33 @@ func (n *Node) ready(ctx context.Context, since time.Time) error {
 // node is what the lab itself reads of a Node object.
 type node struct {
 	Spec   struct{ Taints []struct{ Key string } }
-	Status struct {
-		Conditions []struct {
-			Type, Status, Message string
-			LastHeartbeatTime     time.Time
-		}
-	}
+	Status struct{ Conditions []condition }
 }
 
-func (o node) ready(since time.Time) error {
-	for _, c := range o.Status.Conditions {
-		switch {
-		case c.Type != "Ready":
-		case c.Status != "True":
-			return fmt.Errorf("not ready: %s", c.Message)
-		case c.LastHeartbeatTime.Before(since.Truncate(time.Second)): // the API has whole seconds
-			return errors.New("the kubelet has not reported yet")
-		case len(o.Spec.Taints) > 0:
-			return fmt.Errorf("tainted %s", o.Spec.Taints[0].Key)
-		default:
-			return nil
-		}
+type condition struct {
+	Type, Status, Message string
+	LastHeartbeatTime     time.Time
+}
+
+func (o node) condition(name string) condition {
+	i := slices.IndexFunc(o.Status.Conditions, func(c condition) bool { return c.Type == name })
+	if i < 0 {
+		return condition{}
 	}
-	return errors.New("no Ready condition")
+	return o.Status.Conditions[i]
+}
+
+// ready wants a Ready condition that is newer than the one heard last.
+func (o node) ready(heard time.Time) error {
+	switch c := o.condition("Ready"); {
+	case !c.LastHeartbeatTime.After(heard):
+		return errors.New("the kubelet has not reported yet")
+	case c.Status != "True":
+		return fmt.Errorf("not ready: %s", c.Message)
+	case len(o.Spec.Taints) > 0:
+		return fmt.Errorf("tainted %s", o.Spec.Taints[0].Key)
+	}
+	return nil
 }
 
 // Pid is the process id of the node's systemd, in this machine's pid namespace. A reboot changes it.
@@ -199,21 +204,34 @@ func (n *Node) Import(ctx context.Context, archive string) error {
 // Shutdown stops the node in an orderly way, as "systemctl poweroff" on it does, and returns when it is off.
 func (n *Node) Shutdown(ctx context.Context) error { return n.stop(ctx, "poweroff") }
 
-// Start boots a node that is off and waits until it is Ready.
+// Start boots a node that is off and waits until it is Ready. It needs the API server.
 func (n *Node) Start(ctx context.Context) error {
-	if err := n.lab.state.Cgroups.remove(ctx, n.name); err != nil { // systemd wants to begin with none
+	ctx, cancel := context.WithTimeoutCause(ctx, upTimeout, errTooLong)
+	defer cancel()
+	// The node's last word, before it went down, may well have been that it is Ready.
+	var last node
+	if err := n.lab.Get(ctx, "/api/v1/nodes/"+n.name, &last); err != nil {
 		return err
 	}
-	since := time.Now()
+	heard := last.condition("Ready").LastHeartbeatTime
+	err := poll(ctx, func(context.Context) error {
+		if !time.Now().Truncate(time.Second).After(heard) { // the API has whole seconds: the next word must differ
+			return errors.New("the clock stands still")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	if err := n.boot(); err != nil {
 		return err
 	}
-	return n.ready(ctx, since)
+	return n.ready(ctx, heard)
 }
 
 // Reboot does what "systemctl reboot" on the node does: units stop in order, then the same node boots again, with the disk and
-// the identity it had and an empty /run, and Reboot returns when it is Ready. Its network namespace and so its routes and
-// net.* sysctls stay, and boot_id does too: that is the machine's.
+// the identity it had and an empty /run, and Reboot returns when it is Ready. boot_id is another one: systemd-nspawn makes one
+// up for each boot. btime and uptime are the machine's, and the node's network namespace stays, with its routes and net.* sysctls.
 func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.stop(ctx, "reboot"); err != nil {
 		return err

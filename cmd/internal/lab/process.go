@@ -109,14 +109,17 @@ const path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 func (l *Lab) logFile(name string) string { return filepath.Join(l.dir, "logs", name+".log") }
 
+// errEnded ends a poll: what is waited for cannot come any more.
+var errEnded = errors.New("the process ended")
+
 // poll tries every 20 ms until it works; when ctx ends it returns the last failure. It is for state that nothing announces.
 func poll(ctx context.Context, try func(context.Context) error) error {
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
 	for {
 		err := try(ctx)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errEnded) {
+			return err
 		}
 		select {
 		case <-ctx.Done():

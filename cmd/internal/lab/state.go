@@ -20,16 +20,17 @@ const registry = "/run/nodelab"
 // state is what a lab has or is about to have. It is written before the first thing is made, so that it can be removed
 // again whatever happens in between.
 type state struct {
-	Name    string
-	Dir     string // Base/run/NAME
-	Bin     string
-	Boot    string // the machine's boot id: after a reboot only files are left
-	Owner   process
-	Detach  bool // given away: goes on without its owner
-	Up      bool // Up has returned
-	Nodes   int
-	Cgroups cgroups
-	Running map[string]process
+	Name      string
+	Dir       string // Base/run/NAME
+	Bin       string
+	Boot      string // the machine's boot id: after a reboot only files are left
+	Owner     process
+	Detach    bool // given away: goes on without its owner
+	Up        bool // Up has returned
+	Nodes     int
+	Cgroups   cgroups
+	APIServer []string // more flags
+	Running   map[string]process
 }
 
 func stateFile(lab string) string { return filepath.Join(registry, lab+".json") }
