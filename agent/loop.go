@@ -344,7 +344,11 @@ func (e *eye) look(ctx context.Context, timeout time.Duration) (probes.Look, err
 			return probes.Look{}, fmt.Errorf("%w: an earlier look is still stuck", errTimedOut)
 		}
 	}
-	e.ask <- c
+	select {
+	case e.ask <- c:
+	case <-c.Done(): // the eye closes when the loop ends
+		return probes.Look{}, fmt.Errorf("%w: %w", errTimedOut, c.Err())
+	}
 	select {
 	case out := <-e.answer:
 		if errors.Is(out.err, context.DeadlineExceeded) {
