@@ -185,13 +185,13 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 		return every
 	}
 	s, happened, again := fold(l.sub, rules, l.state, &seen, l.agent.cfg.Journal, l.agent.now())
-	if len(happened) > 0 && l.agent.frozen(ctx) {
+	changed := visible(&l.state, &s) || len(happened) > 0
+	if changed && l.agent.frozen(ctx) {
 		return time.Second // a node that is stopping breaks in every way: nothing of it is news
 	}
-	changed := visible(&l.state, &s)
 	l.state = s
 	l.show(&seen)
-	if changed || len(happened) > 0 {
+	if changed {
 		l.agent.tell(happened)
 	}
 	return sooner(max(again, 0), every-every/10+rand.N(every/10+1))
