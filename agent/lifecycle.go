@@ -243,18 +243,17 @@ type StrainReader interface {
 // still (CLOCK_BOOTTIME minus CLOCK_MONOTONIC).
 type Strain struct{ Delayed, Paused time.Duration }
 
-func (a *Agent) strain() (s Strain) {
-	if a.cfg.Strain != nil {
-		s, _ = a.cfg.Strain.Strain()
+// strain reads the totals; they are not known when nobody can say.
+func (a *Agent) strain() (s Strain, known bool) {
+	if a.cfg.Strain == nil {
+		return s, false
 	}
-	return s
+	s, err := a.cfg.Strain.Strain()
+	return s, err == nil
 }
 
 // starvedSince tells whether a look with this deadline could not be fair.
 func (a *Agent) starvedSince(before Strain, timeout time.Duration) bool {
-	if a.cfg.Strain == nil {
-		return false
-	}
-	after := a.strain()
-	return after.Delayed-before.Delayed > timeout/2 || after.Paused-before.Paused > time.Second
+	after, known := a.strain()
+	return known && (after.Delayed-before.Delayed > timeout/2 || after.Paused-before.Paused > time.Second)
 }

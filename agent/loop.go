@@ -202,15 +202,16 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 func (l *loop) see(ctx context.Context, eye *eye) looked {
 	began := l.agent.now()
 	for {
-		strain := l.agent.strain()
+		strain, known := l.agent.strain()
 		at := l.agent.now()
 		look, err := eye.look(ctx, l.sub.spec.Timeout)
-		l.count(err, l.agent.now().Mono-at.Mono)
+		took := l.agent.now().Mono - at.Mono
 		if err == nil && len(look.Findings) == 0 || ctx.Err() != nil || errors.Is(err, probes.ErrNotApplicable) ||
-			!l.agent.starvedSince(strain, l.sub.spec.Timeout) {
+			!known || !l.agent.starvedSince(strain, l.sub.spec.Timeout) {
+			l.count(err, took)
 			return looked{Look: look, err: err, at: at}
 		}
-		l.stat.runs[4].Add(1)
+		l.count(errStarved, took)
 		if l.agent.now().Mono-began.Mono >= starvedFor {
 			return looked{err: errStarved, at: at}
 		}
@@ -227,6 +228,8 @@ func (l *loop) count(err error, took time.Duration) {
 		l.stat.lastGood.Store(l.agent.now().Wall.UnixNano())
 	case errors.Is(err, probes.ErrNotApplicable):
 		i = 5
+	case errors.Is(err, errStarved):
+		i = 4
 	case errorReason(err) == ProbeTimedOut:
 		i = 2
 	case errorReason(err) == PermissionDenied:
