@@ -1,0 +1,120 @@
+package reboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+// Reading the maps of every daemon is the heavy part of a look: it is done once
+// a minute, and after something was heard, but not more often than every ten seconds.
+const (
+	scanEvery = 55 * time.Second // a look each minute, less its jitter
+	scanPause = 10 * time.Second
+)
+
+// A scan is what the processes told last.
+type scan struct {
+	at       time.Time
+	findings []probes.Finding
+	err      error // why they could not be judged
+}
+
+// rescan asks the processes again when it is time.
+func (p *Probe) rescan(ctx context.Context) {
+	since := time.Since(p.scan.at)
+	if !p.scan.at.IsZero() && since < scanEvery && !(p.heard.Load() && since >= scanPause) {
+		return
+	}
+	p.heard.Store(false)
+	libraries, err := p.deletedByUnit(ctx)
+	p.scan = scan{at: time.Now(), err: err}
+	for _, unit := range slices.Sorted(maps.Keys(libraries)) {
+		p.scan.findings = append(p.scan.findings, probes.Finding{
+			Reason: ServiceRestartRequired, Subject: unit, Source: "/proc/PID/maps",
+			Message: "runs replaced files: " + some(libraries[unit], 3),
+		})
+	}
+}
+
+// deletedByUnit finds system services that run files which an update has
+// replaced, by unit. It is an error when any service could not be asked; those
+// that could stand.
+func (p *Probe) deletedByUnit(ctx context.Context) (map[string][]string, error) {
+	found := map[string][]string{}
+	var refused error
+	for process, err := range p.procs.List() {
+		if ctx.Err() != nil {
+			return found, fmt.Errorf("ask the processes: %w", context.Cause(ctx))
+		}
+		if err != nil {
+			return found, err
+		}
+		// A shim stays with its pod through every update of containerd.
+		if comm, err := process.Comm(); err == nil && strings.HasPrefix(comm, "containerd-shim") {
+			continue
+		}
+		group, err := process.Cgroup()
+		unit := serviceOf(group)
+		if err == nil && unit == "" {
+			continue
+		}
+		var files []string
+		if err == nil {
+			files, err = process.DeletedLibraries()
+		}
+		switch {
+		case errors.Is(err, host.ErrProcessGone):
+			continue
+		case err != nil:
+			refused = err
+			continue
+		}
+		for _, f := range files {
+			if name := path.Base(f); !slices.Contains(found[unit], name) {
+				found[unit] = append(found[unit], name)
+			}
+		}
+	}
+	for _, names := range found {
+		slices.Sort(names)
+	}
+	switch e, ok := errors.AsType[*fs.PathError](refused); {
+	case errors.Is(refused, fs.ErrPermission):
+		return found, fmt.Errorf("the right to trace processes is missing: %w", fs.ErrPermission)
+	case ok: // without the pid, which is another one each time
+		return found, fmt.Errorf("read a process's maps: %w", e.Err)
+	}
+	return found, refused
+}
+
+// serviceOf is the system service that a cgroup belongs to, "" for pods, users'
+// sessions and kernel threads:
+//
+//	/system.slice/containerd.service                        containerd.service
+//	/system.slice/system-getty.slice/getty@tty1.service     getty@tty1.service
+//	/kubepods.slice/kubepods-burstable.slice/cri-...scope   ""
+//
+// A pod sees its own group as the root ("/../../.."), so the parts count, not
+// the beginning.
+func serviceOf(group string) string {
+	unit := ""
+	for part := range strings.SplitSeq(group, "/") {
+		switch {
+		case strings.Contains(part, "kubepods"), strings.HasPrefix(part, "user-") || part == "user.slice", part == "machine.slice":
+			return ""
+		case unit == "" && strings.HasSuffix(part, ".service"):
+			unit = part
+		}
+	}
+	return unit
+}
