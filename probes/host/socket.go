@@ -1,0 +1,138 @@
+package host
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dial connects to a unix socket of the node, "run/containerd/containerd.sock",
+// however long its path is and wherever in the root its links lead.
+func (r *Root) Dial(ctx context.Context, name string) (net.Conn, error) {
+	fd, err := ask(r, "dial", name, func(name string) (int, error) {
+		fd, err := r.open(name, unix.O_PATH)
+		if err != nil {
+			return -1, err
+		}
+		i, err := fstat(fd, name)
+		if err == nil && i.mode.Type() != fs.ModeSocket {
+			err = errors.New("not a socket")
+		}
+		if err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		err = op.Err // op.Addr is our descriptor, which says nothing to anyone
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "dial", Path: nodePath(name), Err: err}
+	}
+	return conn, nil
+}
+
+const (
+	// maxMessage bounds one D-Bus message: all properties of a service are 30 KiB.
+	// The protocol allows 128 MiB.
+	maxMessage = 1 << 20
+	// busWrite bounds the time that one message takes to leave.
+	busWrite = 2 * time.Second
+)
+
+// busConn is a D-Bus connection that refuses messages larger than [maxMessage]
+// before anything is allocated for them.
+type busConn struct {
+	net.Conn
+	r busReader
+}
+
+func newBusConn(c net.Conn) *busConn { return &busConn{Conn: c, r: busReader{r: c}} }
+
+func (c *busConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+func (c *busConn) Write(p []byte) (int, error) {
+	if string(p) == "BEGIN\r\n" { // what follows are messages
+		c.r.begin()
+	}
+	c.SetWriteDeadline(time.Now().Add(busWrite))
+	return c.Conn.Write(p)
+}
+
+// busReader passes on lines until begin, and then whole messages.
+type busReader struct {
+	r io.Reader
+
+	mu     sync.Mutex
+	framed bool
+	head   []byte // of the present message, not yet passed on
+	left   uint64 // bytes of the present message behind its head
+}
+
+func (b *busReader) begin() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.framed = true
+}
+
+func (b *busReader) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	framed := b.framed
+	b.mu.Unlock()
+	if !framed {
+		return b.r.Read(p)
+	}
+	if len(b.head) == 0 && b.left == 0 {
+		if err := b.next(); err != nil {
+			return 0, err
+		}
+	}
+	if len(b.head) > 0 {
+		n := copy(p, b.head)
+		b.head = b.head[n:]
+		return n, nil
+	}
+	n, err := b.r.Read(p[:min(uint64(len(p)), b.left)])
+	b.left -= uint64(n)
+	return n, err
+}
+
+// next reads the fixed part of a message, which tells its size (D-Bus
+// specification, "Message Format").
+func (b *busReader) next() error {
+	head := make([]byte, 16)
+	if _, err := io.ReadFull(b.r, head); err != nil {
+		return err
+	}
+	var order binary.ByteOrder = binary.LittleEndian
+	switch head[0] {
+	case 'l':
+	case 'B':
+		order = binary.BigEndian
+	default:
+		return fmt.Errorf("a D-Bus message of byte order %q", head[0])
+	}
+	body, fields := uint64(order.Uint32(head[4:])), uint64(order.Uint32(head[12:]))
+	size := (fields+7)/8*8 + body
+	if size > maxMessage {
+		return fmt.Errorf("a D-Bus message of %d bytes: %w", size, ErrTooLarge)
+	}
+	b.head, b.left = head, size
+	return nil
+}
