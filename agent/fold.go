@@ -67,7 +67,8 @@ type state struct {
 	LastGood Instant    // start of the last look that succeeded
 	Dropped  int        // findings beyond maxStanding
 
-	owed []owed // happenings that wait for their actor
+	owed     []owed // happenings that wait for their actor
+	recalled bool   // taken over from an earlier process; no look of this one has succeeded
 }
 
 // standing is one finding with its times.
@@ -136,7 +137,7 @@ func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, 
 // untouchedBy tells whether a clean look at a clean node changes nothing: by far
 // the most common case.
 func (s *state) untouchedBy(look *looked) bool {
-	return look.err == nil && len(look.Findings) == 0 && len(s.Standing) == 0 && len(s.owed) == 0 && s.Failures == 0 &&
+	return look.err == nil && len(look.Findings) == 0 && len(s.Standing) == 0 && len(s.owed) == 0 && s.Failures == 0 && !s.recalled &&
 		s.Condition.Status == False && slices.Equal(look.NotJudged, s.Condition.NotJudged)
 }
 
@@ -327,7 +328,7 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 	if c.Status != old.Status {
 		c.LastTransitionTime = now.Wall
 	}
-	s.Condition, s.NotApplicable = c, ""
+	s.Condition, s.NotApplicable, s.recalled = c, "", s.recalled && err != nil
 }
 
 // healthy is the message of a condition that is False.

@@ -81,7 +81,7 @@ func (a *Agent) load() (*remembered, error) {
 }
 
 func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
-	l.state.LastGood = p.LastGood
+	l.state.LastGood, l.state.recalled = p.LastGood, true
 	for _, s := range p.Standing {
 		if l.sub.reasons[s.F.Reason] != nil && s.First.Mono <= now.Mono {
 			s.severity, _ = rules.severity(l.sub.reasons[s.F.Reason], s.F.Severity)
