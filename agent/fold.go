@@ -165,7 +165,7 @@ func withdraw(sub *subject, old *state, look *looked, now Instant) (state, []Hap
 func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) error {
 	merged, err := s.seen(sub, rules, look, now)
 	seen := len(merged)
-	stale := s.Failures >= sub.spec.UnknownAfter
+	stale := s.Condition.Status == Unknown // what stood was unseen: nothing is left to be cleared slowly
 	for _, o := range s.Standing {
 		if at, found := slices.BinarySearchFunc(merged[:seen], o, compareStanding); found {
 			n := &merged[at]
@@ -242,7 +242,7 @@ func unjudged(list []string, reason string) bool {
 // for long enough, and says when the next of either is due.
 func (s *state) settle(sub *subject, rules *Rules, now Instant) (again time.Duration) {
 	s.Standing = slices.DeleteFunc(s.Standing, func(f standing) bool {
-		if f.Gone == 0 {
+		if f.Gone == 0 || f.Blind != 0 { // who cannot look cannot clear
 			return false
 		}
 		left := f.Gone + rules.clear(sub.reasons[f.F.Reason]) - now.Mono
@@ -295,10 +295,10 @@ func (s *state) wantsActor(journal Journal, now Instant) bool {
 func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now Instant) {
 	old := s.Condition
 	dark := sub.spec.UnknownAfter
-	if errors.Is(err, errStarved) {
+	if errors.Is(err, errStarved) || rules.CountHeld {
 		dark = 1
 	}
-	blind := s.Failures >= dark || s.Failures > 0 && s.LastGood == (Instant{})
+	blind := s.Failures >= dark || s.Failures > 0 && (s.LastGood == (Instant{}) || old.Status == "")
 	c := Condition{Type: sub.spec.Condition, Probe: sub.spec.Name, LastCheckTime: s.LastGood.Wall, LastTransitionTime: old.LastTransitionTime,
 		NotJudged: notJudged(look.NotJudged, s.Dropped), Findings: s.findings(sub, rules, dark, now)}
 	counts, first := 0, -1
@@ -309,13 +309,13 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 			}
 		}
 	}
-	unseen := slices.IndexFunc(c.Findings, func(f Finding) bool { return f.Unseen && !f.Waived && f.Severity >= probes.Warning })
+	unseen := slices.IndexFunc(c.Findings, func(f Finding) bool { return f.Unseen && !f.Held && !f.Waived && f.Severity >= probes.Warning })
 	switch {
 	case first >= 0:
 		c.Status, c.Reason, c.Message = True, c.Findings[first].Reason, c.Findings[first].line(counts-1)
 	case blind:
 		c.Status, c.Reason, c.Message = Unknown, errorReason(err), clean("could not look: "+err.Error(), maxMessage)
-	case err != nil:
+	case err != nil && (old.Status != True || s.recalled): // one failed look changes nothing; what made it True may have been waived
 		c.Status, c.Reason, c.Message = old.Status, old.Reason, old.Message
 	case unseen >= 0:
 		c.Status, c.Reason, c.Message = Unknown, ProbeFailed, shorten(c.Findings[unseen].Reason+" stood and can no longer be judged", maxMessage)
