@@ -185,6 +185,10 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 				o.Gone = now.Mono
 			}
 		}
+		if len(merged) == maxStanding {
+			s.Dropped++
+			continue
+		}
 		merged = append(merged, o)
 	}
 	slices.SortFunc(merged, compareStanding)
@@ -197,11 +201,11 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 	return nil
 }
 
-// seen is what this look found, in order, each once.
+// seen is what this look found, in order, each once; when it is too much, the
+// worst.
 func (s *state) seen(sub *subject, rules *Rules, look *looked, now Instant) ([]standing, error) {
 	err := look.err
 	seen := make([]standing, 0, max(len(s.Standing), len(look.Findings)))
-	s.Dropped = 0
 	for i := range look.Findings {
 		f := &look.Findings[i]
 		reason := sub.reasons[f.Reason]
@@ -209,17 +213,20 @@ func (s *state) seen(sub *subject, rules *Rules, look *looked, now Instant) ([]s
 			err = errors.Join(err, fmt.Errorf("the probe has no reason %q that stands", f.Reason))
 			continue
 		}
-		if _, off := rules.severity(reason, f.Severity); off {
+		severity, off := rules.severity(reason, f.Severity)
+		if off {
 			continue
 		}
-		if len(seen) == maxStanding {
-			s.Dropped++
-			continue
-		}
-		seen = append(seen, standing{F: bound(f), First: now, CleanAt: s.LastGood.Mono})
+		seen = append(seen, standing{F: bound(f), First: now, CleanAt: s.LastGood.Mono, severity: severity})
 	}
-	slices.SortStableFunc(seen, compareStanding)
-	return slices.CompactFunc(seen, func(a, b standing) bool { return a.is(&b.F) }), err
+	slices.SortFunc(seen, func(a, b standing) int { return cmp.Or(compareStanding(a, b), cmp.Compare(b.severity, a.severity)) })
+	seen = slices.CompactFunc(seen, func(a, b standing) bool { return a.is(&b.F) })
+	if s.Dropped = max(len(seen)-maxStanding, 0); s.Dropped > 0 {
+		slices.SortStableFunc(seen, func(a, b standing) int { return cmp.Compare(b.severity, a.severity) })
+		seen = seen[:maxStanding]
+		slices.SortFunc(seen, compareStanding)
+	}
+	return seen, err
 }
 
 // bound makes a finding's text fit to be kept and shown.
@@ -227,6 +234,13 @@ func bound(f *probes.Finding) probes.Finding {
 	b := *f
 	for _, t := range []*string{&b.ID, &b.Subject, &b.Message, &b.Observed, &b.Wanted, &b.Source} {
 		*t = clean(*t, maxField)
+	}
+	if len(f.Consequences) > 0 {
+		b.Consequences = make([]probes.Ref, min(len(f.Consequences), maxStanding))
+		for i := range b.Consequences {
+			r := &f.Consequences[i]
+			b.Consequences[i] = probes.Ref{ID: clean(r.ID, maxField), Subject: clean(r.Subject, maxField)}
+		}
 	}
 	return b
 }
