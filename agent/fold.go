@@ -81,7 +81,7 @@ type standing struct {
 	CleanAt   time.Duration // monotonic: start of the last look without it; whoever did it did it later
 	Blind     int           // looks in a row that could not judge it
 	Actor     *Actor
-	severity  probes.Severity
+	severity  probes.Severity // under the rules; only while the look is taken in
 }
 
 // dark tells whether too many looks in a row could not see the finding.
@@ -268,7 +268,6 @@ func (s *state) settle(sub *subject, rules *Rules, now Instant) (again time.Dura
 	for i := range s.Standing {
 		f := &s.Standing[i]
 		reason := sub.reasons[f.F.Reason]
-		f.severity, _ = rules.severity(reason, f.F.Severity)
 		if f.Confirmed || f.Gone != 0 || f.Blind != 0 {
 			continue
 		}
@@ -314,7 +313,9 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 	}
 	blind := s.Failures >= dark || s.Failures > 0 && (s.LastGood == (Instant{}) || old.Status == "")
 	c := Condition{Type: sub.spec.Condition, Probe: sub.spec.Name, LastCheckTime: s.LastGood.Wall, LastTransitionTime: old.LastTransitionTime,
-		NotJudged: notJudged(look.NotJudged, s.Dropped), Findings: s.findings(sub, rules, dark, now)}
+		NotJudged: notJudged(look.NotJudged, s.Dropped)}
+	var unexplained error
+	c.Findings, unexplained = s.findings(sub, rules, dark, now)
 	counts, first := 0, -1
 	for i := range c.Findings {
 		if rules.counts(&c.Findings[i]) {
@@ -336,8 +337,8 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 	default:
 		c.Status, c.Reason, c.Message = False, sub.spec.Healthy, healthy(c.NotJudged)
 	}
-	if err != nil {
-		c.Error = clean(err.Error(), maxError)
+	if e := cmp.Or(err, unexplained); e != nil {
+		c.Error = clean(e.Error(), maxError)
 	}
 	if c.Status != old.Status {
 		c.LastTransitionTime = now.Wall
@@ -371,34 +372,60 @@ func notJudged(list []string, dropped int) []string {
 
 // findings is what stands as it is shown: explained, waived ones apart, those
 // that count first and the worst of them at the head.
-func (s *state) findings(sub *subject, rules *Rules, dark int, now Instant) []Finding {
+func (s *state) findings(sub *subject, rules *Rules, dark int, now Instant) (_ []Finding, err error) {
 	var shown, rest []Finding
 	var explain []probes.Finding
 	for i := range s.Standing {
 		switch f := &s.Standing[i]; {
 		case rules.waived(f.F.Reason, f.F.Subject, f.Actor, now.Wall):
-			w := s.show(sub, &f.F, dark)
+			w := s.show(sub, rules, &f.F, dark)
 			w.Waived = true
 			rest = append(rest, w)
 		case f.Confirmed || rules.CountHeld:
 			explain = append(explain, f.F)
 		default:
-			rest = append(rest, s.show(sub, &f.F, dark))
+			rest = append(rest, s.show(sub, rules, &f.F, dark))
 		}
 	}
-	if sub.explain != nil {
-		explain = sub.explain(explain)
-	}
+	explain, err = sub.explained(explain)
 	for i := range explain {
-		shown = append(shown, s.show(sub, &explain[i], dark))
+		f := s.show(sub, rules, &explain[i], dark)
+		if f.Waived = rules.waived(f.Reason, f.Subject, f.Actor, now.Wall); f.Waived {
+			rest = append(rest, f)
+			continue
+		}
+		shown = append(shown, f)
 	}
 	slices.SortStableFunc(shown, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
-	return append(shown, rest...)
+	return append(shown, rest...), err
+}
+
+// explained lets the probe explain what is confirmed. That is the probe's code:
+// when it panics, or has nothing left to show, findings stand as they are.
+func (sub *subject) explained(list []probes.Finding) (out []probes.Finding, err error) {
+	if sub.explain == nil || len(list) == 0 {
+		return list, nil
+	}
+	err = guard(func() error {
+		out = sub.explain(slices.Clone(list))
+		return nil
+	})
+	if err != nil {
+		return list, fmt.Errorf("explain: %w", err)
+	}
+	if len(out) == 0 {
+		return list, errors.New("explain: nothing is left of what stands")
+	}
+	out = out[:min(len(out), maxStanding)]
+	for i := range out {
+		out[i] = bound(&out[i])
+	}
+	return out, nil
 }
 
 // show joins a finding with its times and its actor. A finding that Explain made
 // of several takes those of the first one among its consequences.
-func (s *state) show(sub *subject, f *probes.Finding, dark int) Finding {
+func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Finding {
 	out := Finding{Reason: f.Reason, ID: f.ID, Subject: f.Subject, Observed: f.Observed, Wanted: f.Wanted, Source: f.Source,
 		Message: f.Message, Consequences: f.Consequences, Severity: f.Severity, trace: f.Trace}
 	if out.Consequences == nil {
@@ -406,10 +433,13 @@ func (s *state) show(sub *subject, f *probes.Finding, dark int) Finding {
 	}
 	if r := sub.reasons[f.Reason]; r != nil {
 		out.Owner, out.Routine = r.Owner, r.Routine
-		out.Severity = cmp.Or(out.Severity, r.Severity)
+		var off bool
+		if out.Severity, off = rules.severity(r, f.Severity); off { // only Explain names what is off
+			out.Severity = probes.Info
+		}
 	}
 	if t := s.behind(f); t != nil {
-		out.Severity, out.Since, out.Actor = cmp.Or(t.severity, out.Severity), t.First.Wall, t.Actor
+		out.Since, out.Actor = t.First.Wall, t.Actor
 		out.Held, out.Unseen = !t.Confirmed, t.dark(dark)
 		out.first, out.raised, out.clean = t.First.Mono, t.Raised, t.CleanAt
 	}

@@ -84,14 +84,13 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 	l.state.LastGood, l.state.recalled = p.LastGood, true
 	for _, s := range p.Standing {
 		if l.sub.reasons[s.F.Reason] != nil && s.First.Mono <= now.Mono {
-			s.severity, _ = rules.severity(l.sub.reasons[s.F.Reason], s.F.Severity)
 			l.state.Standing = append(l.state.Standing, s)
 		}
 	}
 	slices.SortFunc(l.state.Standing, compareStanding)
 	c := &l.state.Condition
 	c.Status, c.Reason, c.Message, c.LastTransitionTime, c.LastCheckTime = p.Status, p.Reason, p.Message, p.LastTransitionTime, p.LastGood.Wall
-	c.Findings = l.state.findings(l.sub, rules, l.sub.spec.UnknownAfter, now)
+	c.Findings, _ = l.state.findings(l.sub, rules, l.sub.spec.UnknownAfter, now)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view.condition, l.view.standing, l.view.lastGood = l.state.Condition, l.state.Standing, l.state.LastGood
