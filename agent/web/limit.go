@@ -2,48 +2,73 @@ package web
 
 import (
 	"net"
+	"net/http"
 	"sync"
+	"time"
 )
 
-// limit returns a listener with at most n connections open. Others wait in the
-// kernel's backlog, where they cost this process nothing; the server's timeouts
-// make room.
-func limit(l net.Listener, n int) net.Listener {
-	return &limited{Listener: l, free: make(chan struct{}, n), closed: make(chan struct{})}
+// limit returns a listener that keeps at most n connections: a new one closes
+// the one that has been in its state the longest. So a thousand slow callers
+// cost no memory and, as an honest request takes milliseconds, keep nobody out.
+func limit(l net.Listener, n int) *limited {
+	return &limited{Listener: l, max: n, open: map[*conn]time.Time{}}
 }
 
 type limited struct {
 	net.Listener
-	free   chan struct{} // holds a token for each open connection
-	once   sync.Once
-	closed chan struct{}
+	max int
+
+	mu   sync.Mutex
+	open map[*conn]time.Time // since when each is in its state
 }
 
 func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.free <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
 	c, err := l.Listener.Accept()
 	if err != nil {
-		<-l.free
 		return nil, err
 	}
-	return &conn{Conn: c, release: sync.OnceFunc(func() { <-l.free })}, nil
+	mine := &conn{Conn: c, l: l}
+	if old := l.admit(mine); old != nil {
+		_ = old.Close()
+	}
+	return mine, nil
 }
 
-func (l *limited) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+// admit takes in a connection and returns the one that has to go, if any.
+func (l *limited) admit(c *conn) (old *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.open) >= l.max {
+		for o, since := range l.open {
+			if old == nil || since.Before(l.open[old]) {
+				old = o
+			}
+		}
+		delete(l.open, old)
+	}
+	l.open[c] = time.Now()
+	return old
+}
+
+// changed is the server's ConnState hook.
+func (l *limited) changed(nc net.Conn, _ http.ConnState) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c, ok := nc.(*conn); ok {
+		if _, ok := l.open[c]; ok {
+			l.open[c] = time.Now()
+		}
+	}
 }
 
 type conn struct {
 	net.Conn
-	release func()
+	l *limited
 }
 
 func (c *conn) Close() error {
-	defer c.release()
+	c.l.mu.Lock()
+	delete(c.l.open, c)
+	c.l.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -48,7 +48,7 @@ type Config struct {
 // Server serves on all its addresses.
 type Server struct {
 	cfg       Config
-	listeners []net.Listener
+	listeners []*limited
 }
 
 // New opens all addresses, so that one that is taken is an error at start.
@@ -91,6 +91,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var serving sync.WaitGroup
 	for i, l := range s.listeners {
 		srv := s.server(s.cfg.Everywhere || loopback(l.Addr()))
+		srv.ConnState = l.changed
 		serving.Go(func() {
 			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				failed[i] = fmt.Errorf("serve on %s: %w", l.Addr(), err)
