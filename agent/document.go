@@ -84,6 +84,7 @@ type Finding struct {
 
 	trace                probes.Key
 	first, raised, clean time.Duration // monotonic: as in standing
+	gone                 bool          // in its clear time
 }
 
 // Stands tells whether the finding turns its condition True.

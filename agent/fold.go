@@ -90,8 +90,8 @@ func (s *standing) dark(limit int) bool { return s.Blind >= limit }
 // owed is a happening that waits until its actor is known, or until it is late.
 type owed struct {
 	h            Happening
+	f            *Finding
 	text         func(*Actor) string
-	key          probes.Key
 	since, until time.Duration
 }
 
@@ -153,11 +153,15 @@ func sooner(a, b time.Duration) time.Duration {
 func withdraw(sub *subject, old *state, look *looked, now Instant) (state, []Happening, time.Duration) {
 	why := strings.TrimSuffix(clean(look.err.Error(), maxError), ": "+probes.ErrNotApplicable.Error())
 	s := state{NotApplicable: why, LastGood: look.at}
-	if old.Condition.Status != True {
-		return s, nil, 0
+	var happened []Happening
+	for _, w := range old.owed {
+		happened = append(happened, w.told())
 	}
-	return s, []Happening{{Time: now.Wall, Kind: Cleared, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: True,
-		Reason: old.Condition.Reason, Message: "not applicable: " + why}}, 0
+	if old.Condition.Status != True {
+		return s, happened, 0
+	}
+	return s, append(happened, Happening{Time: now.Wall, Kind: Cleared, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: True,
+		Reason: old.Condition.Reason, Message: "not applicable: " + why}), 0
 }
 
 // take merges the look's findings into what stands, and returns why the look
@@ -287,7 +291,7 @@ func (s *state) attribute(journal Journal, now Instant) {
 	}
 	for i := range s.Standing {
 		f := &s.Standing[i]
-		if f.Actor != nil || f.F.Trace == (probes.Key{}) || f.Confirmed && now.Mono-f.Raised > lateActor {
+		if f.Actor != nil || f.Gone != 0 || f.F.Trace == (probes.Key{}) || f.Confirmed && now.Mono-f.Raised > lateActor {
 			continue
 		}
 		if a, ok := journal.Who(f.F.Trace, f.CleanAt); ok {
@@ -300,7 +304,7 @@ func (s *state) attribute(journal Journal, now Instant) {
 // still lacks its actor.
 func (s *state) wantsActor(journal Journal, now Instant) bool {
 	return len(s.owed) > 0 || journal != nil && slices.ContainsFunc(s.Standing, func(f standing) bool {
-		return f.Confirmed && f.Actor == nil && f.F.Trace != (probes.Key{}) && now.Mono-f.Raised < lateActor
+		return f.Confirmed && f.Gone == 0 && f.Actor == nil && f.F.Trace != (probes.Key{}) && now.Mono-f.Raised < lateActor
 	})
 }
 
@@ -440,7 +444,7 @@ func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Fi
 	}
 	if t := s.behind(f); t != nil {
 		out.Since, out.Actor = t.First.Wall, t.Actor
-		out.Held, out.Unseen = !t.Confirmed, t.dark(dark)
+		out.Held, out.Unseen, out.gone = !t.Confirmed, t.dark(dark), t.Gone != 0
 		out.first, out.raised, out.clean = t.First.Mono, t.Raised, t.CleanAt
 	}
 	return out

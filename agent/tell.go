@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -14,21 +15,21 @@ import (
 func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []Happening {
 	before, after := &old.Condition, &s.Condition
 	var waiting []owed
-	raised := missingFrom(before.Findings, after.Findings)
+	raised := toldOnlyIn(after, before)
 	for len(raised) > 0 {
 		var group []*Finding
 		group, raised = takeGroup(raised)
 		first, more := group[0], len(group)-1
-		waiting = append(waiting, owed{h: s.happening(sub, Raised, first, now), key: first.trace, since: first.clean,
+		waiting = append(waiting, owed{h: s.happening(sub, Raised, first, now), f: first, since: first.clean,
 			text: func(a *Actor) string { f := *first; f.Actor = a; return f.line(more) }})
 	}
 	if after.Status != Unknown {
-		cleared := missingFrom(after.Findings, before.Findings)
+		cleared := toldOnlyIn(before, after)
 		for len(cleared) > 0 {
 			var group []*Finding
 			group, cleared = takeGroup(cleared)
 			first, more := group[0], len(group)-1
-			w := owed{h: s.happening(sub, Cleared, first, now), key: first.trace, since: max(first.raised, first.first),
+			w := owed{h: s.happening(sub, Cleared, first, now), f: first, since: max(first.raised, first.first),
 				text: func(a *Actor) string { return goneLine(first, a, more, s.waives(first), now) }}
 			w.h.Actor = nil
 			waiting = append(waiting, w)
@@ -37,15 +38,36 @@ func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []H
 	return s.deliver(sub, old, waiting, journal, now)
 }
 
-// missingFrom lists the findings that stand in list and not in other.
-func missingFrom(other, list []Finding) (missing []*Finding) {
-	for i := range list {
-		f := &list[i]
-		if f.Stands() && !slices.ContainsFunc(other, func(g Finding) bool { return g.Stands() && g.same(f) }) {
-			missing = append(missing, f)
+// toldOnlyIn lists the findings that a reader of c knows of and one of d does not.
+func toldOnlyIn(c, d *Condition) (list []*Finding) {
+	for i := range c.Findings {
+		if f := &c.Findings[i]; c.told(f) && !d.tells(f, i) {
+			list = append(list, f)
 		}
 	}
-	return missing
+	return list
+}
+
+// told tells whether a reader of the condition knows of the finding: it stands,
+// or it stood and is out of sight while another keeps the condition True.
+func (c *Condition) told(f *Finding) bool {
+	if c.Status != True || !f.Unseen {
+		return f.Stands()
+	}
+	return !f.Held && !f.Waived && f.Severity >= probes.Warning
+}
+
+// tells tells whether the reader knows of a finding that was at index i before.
+func (c *Condition) tells(f *Finding, i int) bool {
+	if i < len(c.Findings) && c.Findings[i].same(f) {
+		return c.told(&c.Findings[i])
+	}
+	for i := range c.Findings {
+		if g := &c.Findings[i]; g.same(f) {
+			return c.told(g)
+		}
+	}
+	return false
 }
 
 // takeGroup takes the first finding and all others of its reason done by the
@@ -92,7 +114,7 @@ func goneLine(f *Finding, by *Actor, more int, waived bool, now Instant) string 
 		verb = "waived"
 	}
 	end = fmt.Sprintf(": %s after %s", verb, age(now.Mono-f.first)) + end
-	return shorten(f.Subject, maxMessage-len(end)) + end
+	return shorten(cmp.Or(f.Subject, f.Reason), maxMessage-len(end)) + end
 }
 
 // age rounds a duration for people.
@@ -110,16 +132,24 @@ func age(d time.Duration) string {
 // sure that a change of status is told exactly once, first.
 func (s *state) deliver(sub *subject, old *state, waiting []owed, journal Journal, now Instant) (out []Happening) {
 	from, to := old.Condition.Status, s.Condition.Status
+	s.owed = nil
+	for _, w := range old.owed {
+		switch {
+		case !s.still(&w):
+			out = append(out, w.told())
+		case from != to: // in order: not after what is told now
+			w.until = now.Mono
+			fallthrough
+		default:
+			out = s.settleOwed(out, w, journal, now)
+		}
+	}
 	if from != to {
 		if to == True && len(waiting) > 0 && waiting[0].h.Kind == Raised || to == False && len(waiting) > 0 {
 			waiting[0].h.From = from
 		} else {
 			out = append(out, s.turned(sub, from, now))
 		}
-	}
-	s.owed = nil
-	for _, w := range old.owed {
-		out = s.settleOwed(out, w, journal, now)
 	}
 	for _, w := range waiting {
 		w.until = now.Mono + lateActor
@@ -130,16 +160,31 @@ func (s *state) deliver(sub *subject, old *state, waiting []owed, journal Journa
 
 // settleOwed tells a happening when its actor is known, need not be, or is late.
 func (s *state) settleOwed(out []Happening, w owed, journal Journal, now Instant) []Happening {
-	if w.h.Actor == nil && journal != nil && w.key != (probes.Key{}) {
-		if a, ok := journal.Who(w.key, w.since); ok {
+	if w.h.Actor == nil && journal != nil && w.f.trace != (probes.Key{}) {
+		if a, ok := journal.Who(w.f.trace, w.since); ok {
 			w.h.Actor = &a
 		} else if now.Mono < w.until {
 			s.owed = append(s.owed, w)
 			return out
 		}
 	}
+	return append(out, w.told())
+}
+
+// still tells whether what is owed is still so. Whoever acts on it afterwards is
+// somebody else: who mends a thing did not break it.
+func (s *state) still(w *owed) bool {
+	i := slices.IndexFunc(s.Condition.Findings, func(g Finding) bool { return g.same(w.f) })
+	if w.h.Kind == Cleared {
+		return i < 0 || !s.Condition.told(&s.Condition.Findings[i])
+	}
+	return i >= 0 && s.Condition.told(&s.Condition.Findings[i]) && !s.Condition.Findings[i].gone
+}
+
+// told is the happening as it is told at last.
+func (w *owed) told() Happening {
 	w.h.Message = w.text(w.h.Actor)
-	return append(out, w.h)
+	return w.h
 }
 
 // turned is the happening of a status that changed without a finding's doing.
