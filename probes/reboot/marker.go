@@ -65,10 +65,8 @@ func (p *Probe) findMarker() (pending, error) {
 // claims to be older is as old as the boot.
 func (p *Probe) markedAt(info fs.FileInfo) time.Time {
 	at := info.ModTime()
-	if up, err := p.uptime(); err == nil {
-		if boot := time.Now().Add(-up); at.Before(boot) {
-			return boot
-		}
+	if boot, err := p.procs.Boot(); err == nil && at.Before(boot.At) {
+		return boot.At
 	}
 	return at
 }

@@ -6,13 +6,10 @@ package reboot
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"iter"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
@@ -35,9 +32,10 @@ type tree interface {
 	Watch(ctx context.Context, l host.Listener, paths ...string) error
 }
 
-// processes are asked for the libraries they run.
+// processes are asked for the libraries they run, and for the boot.
 type processes interface {
 	List() iter.Seq2[*host.Process, error]
+	Boot() (host.Boot, error)
 }
 
 // Probe looks for what a reboot or a restart would bring.
@@ -46,7 +44,6 @@ type Probe struct {
 	procs   processes
 	running string // uname -r
 	overdue time.Duration
-	uptime  func() (time.Duration, error)
 
 	heard atomic.Bool // something was heard since the last scan
 	scan  scan        // the last look at the processes
@@ -54,7 +51,7 @@ type Probe struct {
 
 // New returns a probe of the node's marker, kernels and processes.
 func New(root tree, procs processes, kernel host.Kernel, config Config) *Probe {
-	p := &Probe{root: root, procs: procs, running: kernel.Release, overdue: config.Overdue, uptime: sinceBoot}
+	p := &Probe{root: root, procs: procs, running: kernel.Release, overdue: config.Overdue}
 	if p.overdue <= 0 {
 		p.overdue = week
 	}
@@ -137,15 +134,6 @@ func (*Probe) Explain(confirmed []probes.Finding) []probes.Finding {
 		}
 	}
 	return append([]probes.Finding{first}, kept...)
-}
-
-// sinceBoot is the kernel's own count, which no change of the clock moves.
-func sinceBoot() (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0, fmt.Errorf("ask the time since boot: %w", err)
-	}
-	return time.Duration(t.Nano()), nil
 }
 
 func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }

@@ -15,12 +15,7 @@ import (
 	"github.com/nodedrift/nodedrift/probes/probetest"
 )
 
-// newProbe is a probe of a recorded node, which booted 30 days ago.
-func newProbe(n *host.Node) probes.Probe {
-	p := New(n.Root, n.Proc, n.Kernel, Config{})
-	p.uptime = func() (time.Duration, error) { return 30 * 24 * time.Hour, nil }
-	return p
-}
+func newProbe(n *host.Node) probes.Probe { return New(n.Root, n.Proc, n.Kernel, Config{}) }
 
 func TestNodes(t *testing.T) { probetest.Run(t, newProbe) }
 
@@ -30,12 +25,17 @@ type files struct{ fstest.MapFS }
 func (f files) Watch(context.Context, host.Listener, ...string) error { return nil }
 
 // noProcesses has none to ask, and counts the questions.
-type noProcesses struct{ asked int }
+type noProcesses struct {
+	asked int
+	up    time.Duration
+}
 
 func (n *noProcesses) List() iter.Seq2[*host.Process, error] {
 	n.asked++
 	return func(func(*host.Process, error) bool) {}
 }
+
+func (n *noProcesses) Boot() (host.Boot, error) { return host.Boot{At: time.Now().Add(-n.up)}, nil }
 
 // pendingNode has a marker made at a time.
 func pendingNode(at time.Time) files {
@@ -49,8 +49,8 @@ func pendingNode(at time.Time) files {
 func TestOverdue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		made := time.Now()
-		p := New(pendingNode(made), &noProcesses{}, host.Kernel{Release: "6.1.0-28-amd64"}, Config{})
-		p.uptime = func() (time.Duration, error) { return 100 * 24 * time.Hour, nil }
+		procs := &noProcesses{up: 100 * 24 * time.Hour}
+		p := New(pendingNode(made), procs, host.Kernel{Release: "6.1.0-28-amd64"}, Config{})
 		reason := func() string {
 			look, err := p.Check(t.Context())
 			if err != nil || len(look.Findings) == 0 {
@@ -72,7 +72,7 @@ func TestOverdue(t *testing.T) {
 			t.Errorf("a marker from the future: %s, want %s", got, Required)
 		}
 		p.root = pendingNode(time.Time{})
-		p.uptime = func() (time.Duration, error) { return time.Hour, nil }
+		procs.up = time.Hour
 		if got := reason(); got != Required {
 			t.Errorf("a marker older than the boot an hour ago: %s, want %s", got, Required)
 		}
