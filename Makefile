@@ -1,0 +1,63 @@
+# Two commands for newcomers: "make run" looks at this machine, "make test" passes the tests.
+# The rest is for those who work on nodedrift. Go is all that must be there; deps installs what tests need on Debian.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+ARCH     = $(shell $(GO) env GOARCH)
+# grpcnotrace keeps html/template out of the binary: 4 MB. The same source is the same binary.
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
+BUILDAH  = buildah --storage-driver vfs
+SOURCES  = $(shell find cmd agent probes bpf -name '*.go' -o -name '*.yaml' -o -name '*.tsv' 2>/dev/null) go.mod go.sum
+
+.PHONY: run build modules deps test lint generate image e2e bench
+
+run: build # look at this node; what it finds is no failure of make
+	@bin/nodedrift check -o wide; code=$$?; test $$code -le 2
+
+build: bin/nodedrift
+
+bin/nodedrift: $(SOURCES) | modules
+	$(BUILD) -o $@ ./cmd/nodedrift
+
+modules: # the module proxy sometimes answers 503
+	@for try in 1 2 3 4 5; do $(GO) mod download && exit 0; sleep $$((try * 3)); done; exit 1
+
+deps:
+	@.ci/deps
+
+test: modules deps
+	$(GO) vet ./...
+	$(GO) test -race ./...
+
+lint: modules
+	$(GO) tool staticcheck ./...
+	@out=$$(gofmt -l agent cmd probes manifests); test -z "$$out" || { echo "gofmt -w $$out"; exit 1; }
+
+generate: # leaves no difference
+	$(GO) generate ./...
+	$(GO) fix ./...
+	$(GO) mod tidy
+
+image: bin/nodedrift-image.tar
+
+# The image of this machine's kind is bin/nodedrift-image.tar, the other kind's stands beside it. The Dockerfile's build
+# stage, which any builder with a registry runs by itself, is replaced by the folder of the binary built here.
+bin/nodedrift-image.tar: Dockerfile bin/nodedrift
+	for arch in amd64 arm64; do \
+	  mkdir -p bin/stage-$$arch && GOARCH=$$arch $(BUILD) -o bin/stage-$$arch/nodedrift ./cmd/nodedrift && \
+	  $(BUILDAH) build -q --isolation chroot --platform linux/$$arch --timestamp 0 --build-context build=bin/stage-$$arch \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t localhost/nodedrift:dev . && \
+	  rm -f bin/nodedrift-image-$$arch.tar && \
+	  $(BUILDAH) push -q localhost/nodedrift:dev docker-archive:bin/nodedrift-image-$$arch.tar:localhost/nodedrift:dev && \
+	  $(BUILDAH) rmi localhost/nodedrift:dev >/dev/null || exit 1; \
+	done
+	mv bin/nodedrift-image-$(ARCH).tar $@
+
+e2e: image # on a lab of real Kubernetes nodes; needs root
+	$(GO) run ./cmd/nodelab deps
+	$(GO) run ./cmd/nodelab build
+	NODEDRIFT_E2E=1 $(GO) test -count=1 -timeout 30m -v ./cmd/internal/e2e
+
+bench: modules
+	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/...

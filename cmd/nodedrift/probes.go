@@ -1,0 +1,34 @@
+package main
+
+import (
+	"slices"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/reboot"
+	"github.com/nodedrift/nodedrift/probes/sysctl"
+)
+
+// list is every probe there is. To add one, add its line.
+func list(cfg *config, node *host.Node) []probes.Probe {
+	return []probes.Probe{
+		sysctl.New(node.Root, node.Sysctl, node.Proc, section[sysctl.Config](cfg, "sysctl")),
+		reboot.New(node.Root, node.Proc, node.Kernel, section[reboot.Config](cfg, "reboot")),
+	}
+}
+
+// enabled is every probe that the configuration leaves on.
+func enabled(cfg *config, node *host.Node) []probes.Probe {
+	return slices.DeleteFunc(list(cfg, node), func(p probes.Probe) bool { return !cfg.enabled(p.Spec().Name) })
+}
+
+// specs describes every probe; the node is not looked at.
+func (c *config) specs() (specs []probes.Spec) {
+	for _, p := range list(c, &host.Node{}) {
+		specs = append(specs, p.Spec())
+	}
+	return specs
+}
+
+// catalogue describes every probe as the built-in defaults have it.
+func catalogue() []probes.Spec { return (&config{common: map[string]common{}}).specs() }

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/nodedrift/nodedrift/agent"
+	"github.com/nodedrift/nodedrift/agent/metrics"
+	"github.com/nodedrift/nodedrift/agent/web"
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+// softMemory is the limit of Go's memory unless GOMEMLIMIT says otherwise: the
+// collector works harder before the agent grows beyond it.
+const softMemory = 10 << 20
+
+// runFlags are the flags of run.
+type runFlags struct {
+	root, config, node, pod, stateDir, logFormat, logLevel string
+	listen                                                 addresses
+}
+
+// addresses is a flag that may be given several times.
+type addresses []string
+
+// String implements [flag.Value].
+func (a *addresses) String() string { return strings.Join(*a, ",") }
+
+// Set implements [flag.Value]. An IPv6 address may go without its brackets, as
+// the downward API writes it.
+func (a *addresses) Set(s string) error {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return errors.New("want ADDRESS:PORT")
+	}
+	*a = append(*a, net.JoinHostPort(strings.Trim(s[:i], "[]"), s[i+1:]))
+	return nil
+}
+
+// withLoopback adds the loopback address with the same port: the page and the
+// document are served there alone.
+func (a addresses) withLoopback() []string {
+	if len(a) == 0 {
+		return []string{"127.0.0.1:20258"}
+	}
+	all := slices.Clone(a)
+	for _, addr := range a {
+		name, port, err := net.SplitHostPort(addr)
+		ip := net.ParseIP(name)
+		if err != nil || port == "0" || ip == nil || ip.IsUnspecified() || ip.IsLoopback() {
+			continue
+		}
+		if local := net.JoinHostPort("127.0.0.1", port); !slices.Contains(all, local) {
+			all = append(all, local)
+		}
+	}
+	return all
+}
+
+func (c *cli) runFlags(args []string) (*runFlags, error) {
+	set, root, conf := c.flags("run")
+	f := &runFlags{pod: c.env("POD_NAME")}
+	set.StringVar(&f.node, "node-name", c.nodeName(), "name of the Node object; also from NODE_NAME")
+	set.StringVar(&f.stateDir, "state-dir", stateDir, "folder on a tmpfs of the host: memory across restarts, and the instance lock")
+	set.StringVar(&f.logFormat, "log-format", "json", "json or text")
+	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	set.Var(&f.listen, "listen", "ADDRESS:PORT for metrics and health; may be repeated; loopback always serves them, the page and /api/v1 (default 127.0.0.1:20258)")
+	rest, err := parse(set, args)
+	if err != nil {
+		return nil, err
+	}
+	f.root, f.config = *root, *conf
+	return f, noArguments(rest)
+}
+
+func (c *cli) logger(f *runFlags) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.logLevel)); err != nil {
+		return nil, usagef("-log-level is %q, want debug, info, warn or error", f.logLevel)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch f.logFormat {
+	case "json":
+		return slog.New(slog.NewJSONHandler(c.err, options)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(c.err, options)), nil
+	}
+	return nil, usagef("-log-format is %q, want json or text", f.logFormat)
+}
+
+// run is the agent.
+func run(ctx context.Context, c *cli, args []string) (int, error) {
+	f, err := c.runFlags(args)
+	if err != nil {
+		return 0, err
+	}
+	log, err := c.logger(f)
+	if err != nil {
+		return 0, err
+	}
+	cfg, err := loadConfig(f.config)
+	if err != nil {
+		return 0, usageError{err}
+	}
+	if c.env("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(softMemory)
+	}
+	node, err := host.Open(f.root)
+	if err != nil {
+		return 0, err
+	}
+	defer node.Close()
+	release, err := lockState(ctx, f.stateDir, log)
+	if ctx.Err() != nil {
+		return exitClean, nil
+	}
+	if err != nil {
+		log.Warn("no folder to remember in; a restart forgets holds and actors", "error", err)
+	} else {
+		defer release()
+	}
+	d, err := newDaemon(f, cfg, node, log)
+	if err != nil {
+		return 0, err
+	}
+	return exitClean, d.run(ctx)
+}
+
+// A daemon is the agent with everything around it.
+type daemon struct {
+	flags   *runFlags
+	node    *host.Node
+	log     *slog.Logger
+	boot    host.Boot
+	agent   *agent.Agent
+	metrics *metrics.Metrics
+	web     *web.Server
+	api     *apiServer
+}
+
+func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*daemon, error) {
+	d := &daemon{flags: f, node: node, log: log}
+	d.api = &apiServer{daemon: d, modes: make(chan string, 1)}
+	d.api.modes <- cfg.Mode
+	var err error
+	if d.boot, err = node.Boot(); err != nil {
+		return nil, fmt.Errorf("tell this boot from others: %w", err)
+	}
+	d.metrics = metrics.New(metrics.Config{Source: d.snapshot, API: d.api, Node: f.node, Kernel: node.Kernel.Release, Version: version, Revision: revision()})
+	d.agent = agent.New(agent.Config{
+		Node: f.node, Log: log, Boot: d.boot.ID, Mono: host.Monotonic, Probes: enabled(cfg, node), Rules: cfg.rules(),
+		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Strain: strain{host.NewStrainGauge()},
+	})
+	d.web, err = web.New(web.Config{Listen: f.listen.withLoopback(), Source: d.snapshot, Metrics: d.metrics.Handler(),
+		Alive: d.alive, Ready: d.agent.Ready, Version: version, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *daemon) snapshot() agent.Snapshot { return d.agent.Snapshot() }
+
+func (d *daemon) alive() error { return errors.Join(d.agent.Alive(), d.api.alive()) }
+
+// Publish implements [agent.Publisher]: it passes on to the API server.
+func (d *daemon) Publish(happened []agent.Happening) { d.api.publish(happened) }
+
+// run runs all parts until ctx ends or one of them fails.
+func (d *daemon) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	d.log.Info("looking", "node", d.flags.node, "root", d.flags.root, "version", version, "boot", d.boot.ID, "listen", d.flags.listen.withLoopback())
+	var parts sync.WaitGroup
+	for _, part := range []func(context.Context) error{d.agent.Run, d.web.Run, d.api.run, d.followConfig} {
+		parts.Go(func() {
+			if err := part(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	parts.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	d.log.Info("leaving; conditions stay as they are")
+	return nil
+}
+
+// followConfig puts the configuration in place again when its file changes. A
+// file that is wrong changes nothing.
+func (d *daemon) followConfig(ctx context.Context) error {
+	if d.flags.config == "" {
+		return nil
+	}
+	name, err := filepath.Abs(d.flags.config)
+	if err != nil {
+		return err
+	}
+	files, err := host.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	changed := make(changes, 1)
+	go func() {
+		for range changed {
+			d.reload(ctx)
+		}
+	}()
+	defer close(changed)
+	for ctx.Err() == nil {
+		if err := files.Watch(ctx, changed, strings.TrimPrefix(name, "/")); err != nil {
+			d.log.Warn("cannot listen for a new configuration", "error", err)
+			pause(ctx)
+		}
+	}
+	return nil
+}
+
+// reload reads the configuration and puts it in place.
+func (d *daemon) reload(ctx context.Context) {
+	cfg, err := loadConfig(d.flags.config)
+	if ctx.Err() != nil {
+		return
+	}
+	d.metrics.Reloaded(err)
+	if err != nil {
+		d.log.Error("the new configuration is wrong; the last good one stays", "error", err)
+		return
+	}
+	d.agent.Reconfigure(ctx, cfg.rules(), enabled(cfg, d.node))
+	d.api.setMode(cfg.Mode)
+	d.log.Info("configuration in place", "file", d.flags.config)
+}
