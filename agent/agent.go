@@ -42,12 +42,15 @@ type Agent struct {
 	start time.Time
 	mono  time.Duration // at start
 
+	change sync.Mutex // held while loops are started or exchanged
+
 	mu      sync.Mutex // guards the fields below: many loops and readers use them
 	loops   []*loop
 	rules   *Rules
 	stop    func() // ends the loops of the present configuration
 	phase   phase
 	summary Condition
+	told    Status               // the summary's, as last told
 	history []Occurrence         // a ring in order, oldest first
 	adopted map[string]Condition // by type: what the Node object said at start
 	turned  map[string]bool      // types whose status changed in this process
@@ -96,32 +99,54 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// launch starts the loops of all probes.
+// launch starts the loops of all probes, unless they run.
 func (a *Agent) launch(ctx context.Context) {
+	a.change.Lock()
+	defer a.change.Unlock()
+	a.begin(ctx)
+}
+
+// stopListening is how long a Watcher that does not heed its context holds up
+// the end of its loop.
+const stopListening = time.Second
+
+func (a *Agent) begin(ctx context.Context) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.stop != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	var running sync.WaitGroup
+	var looking, listening sync.WaitGroup
 	for _, l := range a.loops {
 		l.turn.Store(int64(a.now().Mono))
 		l.rules <- a.rules
-		running.Go(func() { l.run(ctx) })
+		looking.Go(func() { l.run(ctx) })
 		if w, ok := l.probe.(probes.Watcher); ok {
-			running.Go(func() { l.watch(ctx, w) })
+			listening.Go(func() { l.watch(ctx, w) })
 		}
 	}
 	a.stop = func() {
 		cancel()
-		running.Wait()
+		looking.Wait()
+		deaf := make(chan struct{})
+		go func() {
+			listening.Wait()
+			close(deaf)
+		}()
+		select {
+		case <-deaf:
+		case <-time.After(stopListening):
+			a.cfg.Log.Error("a probe still listens after its end")
+		}
 	}
 }
 
 // Reconfigure puts other rules and probes in place. What stands, is held or was
 // seen of a probe that stays is kept.
 func (a *Agent) Reconfigure(ctx context.Context, rules Rules, list []probes.Probe) {
+	a.change.Lock()
+	defer a.change.Unlock()
 	a.mu.Lock()
 	stop := a.stop
 	a.stop = nil
@@ -142,7 +167,7 @@ func (a *Agent) Reconfigure(ctx context.Context, rules Rules, list []probes.Prob
 	launch := stop != nil
 	a.mu.Unlock()
 	if launch {
-		a.launch(ctx)
+		a.begin(ctx)
 	}
 	a.tell(nil)
 }
@@ -151,7 +176,6 @@ func (a *Agent) Reconfigure(ctx context.Context, rules Rules, list []probes.Prob
 func (l *loop) inherit(old *loop) {
 	v := old.seenView()
 	l.state = old.state
-	l.state.owed = nil
 	l.view.condition, l.view.notApplicable, l.view.looked = v.condition, v.notApplicable, v.looked
 	l.view.standing, l.view.lastGood, l.view.samples, l.view.fingerprints = v.standing, v.lastGood, v.samples, v.fingerprints
 	for i := range l.stat.runs {
@@ -167,11 +191,12 @@ func (l *loop) inherit(old *loop) {
 func (a *Agent) tell(happened []Happening) {
 	a.mu.Lock()
 	now := a.now()
-	before := a.summary.Status
 	a.summarize(now)
-	if s := &a.summary; s.Status != before && before != "" {
-		h := Happening{Time: now.Wall, Kind: Restored, Condition: NodeDrift, From: before, To: s.Status, Reason: s.Reason, Message: s.Message, Severity: probes.Info}
+	if s := &a.summary; s.Status != a.told { // told apart: a Snapshot in between brings the summary up to date too
+		h := Happening{Time: now.Wall, Condition: NodeDrift, From: a.told, To: s.Status, Reason: s.Reason, Message: s.Message}
+		h.Kind, h.Severity = turnedTo(s.Status)
 		happened = append(slices.Clone(happened), h)
+		a.told = s.Status
 	}
 	for i := range happened {
 		a.record(&happened[i])

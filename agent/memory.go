@@ -56,7 +56,7 @@ func (a *Agent) recall() {
 	defer a.mu.Unlock()
 	a.ready.UID = m.NodeUID
 	a.summary.Status, a.summary.Reason, a.summary.Message = m.Summary.Status, m.Summary.Reason, m.Summary.Message
-	a.summary.LastTransitionTime = m.Summary.LastTransitionTime
+	a.summary.LastTransitionTime, a.told = m.Summary.LastTransitionTime, m.Summary.Status
 	for _, l := range a.loops {
 		if p, ok := m.Probes[l.sub.spec.Name]; ok {
 			l.recall(p, a.rules, a.now())

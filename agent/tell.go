@@ -189,13 +189,19 @@ func (w *owed) told() Happening {
 
 // turned is the happening of a status that changed without a finding's doing.
 func (s *state) turned(sub *subject, from Status, now Instant) Happening {
-	h := Happening{Time: now.Wall, Kind: Restored, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: from, To: s.Condition.Status,
-		Reason: s.Condition.Reason, Message: s.Condition.Message, Severity: probes.Info}
-	switch h.To {
-	case Unknown:
-		h.Kind, h.Severity = Blinded, probes.Warning
-	case True:
-		h.Kind, h.Severity = Raised, probes.Warning
-	}
+	h := Happening{Time: now.Wall, Probe: sub.spec.Name, Condition: sub.spec.Condition, From: from, To: s.Condition.Status,
+		Reason: s.Condition.Reason, Message: s.Condition.Message}
+	h.Kind, h.Severity = turnedTo(h.To)
 	return h
+}
+
+// turnedTo is the kind and weight of a change to a status.
+func turnedTo(s Status) (Kind, probes.Severity) {
+	switch s {
+	case Unknown:
+		return Blinded, probes.Warning
+	case True:
+		return Raised, probes.Warning
+	}
+	return Restored, probes.Info
 }
