@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
 )
 
 // A Memory keeps a few kilobytes for as long as the node is up: on the host's
@@ -36,7 +38,59 @@ type turnedAt struct {
 type probeMemory struct {
 	turnedAt
 	LastGood Instant    `json:"lastGood"`
-	Standing []standing `json:"standing,omitempty"`
+	Standing []kept     `json:"standing,omitempty"`
+}
+
+// kept is a standing finding without what is empty: a few hundred must fit.
+type kept struct {
+	Reason       string          `json:"reason"`
+	ID           string          `json:"id,omitempty"`
+	Subject      string          `json:"subject,omitempty"`
+	Message      string          `json:"message,omitempty"`
+	Observed     string          `json:"observed,omitempty"`
+	Wanted       string          `json:"wanted,omitempty"`
+	Source       string          `json:"source,omitempty"`
+	Severity     probes.Severity `json:"severity,omitzero"`
+	Hold         time.Duration   `json:"hold,omitzero"`
+	Trace        probes.Key      `json:"trace,omitzero"`
+	Consequences []probes.Ref    `json:"consequences,omitempty"`
+	First        Instant         `json:"first"`
+	Gone         time.Duration   `json:"gone,omitzero"`
+	Confirmed    bool            `json:"confirmed,omitzero"`
+	Raised       time.Duration   `json:"raised,omitzero"`
+	CleanAt      time.Duration   `json:"cleanAt,omitzero"`
+	Blind        int             `json:"blind,omitzero"`
+	Actor        *Actor          `json:"actor,omitempty"`
+}
+
+func keep(s *standing) kept {
+	f := &s.F
+	return kept{f.Reason, f.ID, f.Subject, f.Message, f.Observed, f.Wanted, f.Source, f.Severity, f.Hold, f.Trace, f.Consequences,
+		s.First, s.Gone, s.Confirmed, s.Raised, s.CleanAt, s.Blind, s.Actor}
+}
+
+// standing is what was kept, bounded anew: the file may have been damaged. It is
+// nil when its times are not of this boot's past.
+func (k *kept) standing(now Instant) *standing {
+	for _, t := range []time.Duration{k.First.Mono, k.Gone, k.Raised, k.CleanAt} {
+		if t < 0 || t > now.Mono {
+			return nil
+		}
+	}
+	f := bound(&probes.Finding{Reason: k.Reason, ID: k.ID, Subject: k.Subject, Message: k.Message, Observed: k.Observed, Wanted: k.Wanted,
+		Source: k.Source, Severity: k.Severity, Hold: k.Hold, Trace: k.Trace, Consequences: k.Consequences})
+	if f.Message+f.Observed+f.Wanted == "" {
+		f.Message = f.Subject + " stood before the agent was restarted"
+	}
+	s := &standing{F: f, First: k.First, Gone: k.Gone, Confirmed: k.Confirmed, Raised: k.Raised, CleanAt: k.CleanAt, Blind: max(k.Blind, 0)}
+	if k.Actor != nil {
+		a := *k.Actor
+		for _, t := range []*string{&a.Comm, &a.Unit, &a.Pod, &a.Container} {
+			*t = clean(*t, maxField)
+		}
+		s.Actor = &a
+	}
+	return s
 }
 
 // recall takes over what an earlier process of this boot knew.
@@ -55,8 +109,10 @@ func (a *Agent) recall() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.ready.UID = m.NodeUID
-	a.summary.Status, a.summary.Reason, a.summary.Message = m.Summary.Status, m.Summary.Reason, m.Summary.Message
-	a.summary.LastTransitionTime, a.told = m.Summary.LastTransitionTime, m.Summary.Status
+	if s := &m.Summary; s.Status == True || s.Status == False || s.Status == Unknown {
+		a.summary.Status, a.summary.Reason, a.summary.Message = s.Status, clean(s.Reason, maxField), clean(s.Message, maxMessage)
+		a.summary.LastTransitionTime, a.told = s.LastTransitionTime, s.Status
+	}
 	for _, l := range a.loops {
 		if p, ok := m.Probes[l.sub.spec.Name]; ok {
 			l.recall(p, a.rules, a.now())
@@ -70,6 +126,9 @@ func (a *Agent) load() (*remembered, error) {
 	if err != nil || len(b) == 0 {
 		return nil, err
 	}
+	if len(b) > maxMemory {
+		return nil, fmt.Errorf("the memory has %d bytes, more than is ever written", len(b))
+	}
 	var m remembered
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("parse the memory: %w", err)
@@ -80,16 +139,25 @@ func (a *Agent) load() (*remembered, error) {
 	return &m, nil
 }
 
+// recall takes over what is known of the loop's probe, as far as it can be true.
 func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
+	if p.Status != True && p.Status != False && p.Status != Unknown {
+		return
+	}
+	if p.LastGood.Mono < 0 || p.LastGood.Mono > now.Mono {
+		p.LastGood = Instant{}
+	}
 	l.state.LastGood, l.state.recalled = p.LastGood, true
-	for _, s := range p.Standing {
-		if l.sub.reasons[s.F.Reason] != nil && s.First.Mono <= now.Mono {
-			l.state.Standing = append(l.state.Standing, s)
+	for i := range p.Standing[:min(len(p.Standing), maxStanding)] {
+		if s := p.Standing[i].standing(now); s != nil && l.sub.reasons[s.F.Reason] != nil {
+			l.state.Standing = append(l.state.Standing, *s)
 		}
 	}
 	slices.SortFunc(l.state.Standing, compareStanding)
+	l.state.Standing = slices.CompactFunc(l.state.Standing, func(a, b standing) bool { return a.is(&b.F) })
 	c := &l.state.Condition
-	c.Status, c.Reason, c.Message, c.LastTransitionTime, c.LastCheckTime = p.Status, p.Reason, p.Message, p.LastTransitionTime, p.LastGood.Wall
+	c.Status, c.Reason, c.Message = p.Status, clean(p.Reason, maxField), clean(p.Message, maxMessage)
+	c.LastTransitionTime, c.LastCheckTime = p.LastTransitionTime, p.LastGood.Wall
 	c.Findings, _ = l.state.findings(l.sub, rules, l.sub.spec.UnknownAfter, now)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,13 +180,16 @@ func (a *Agent) remember() {
 }
 
 // memory is what remember writes, at most maxMemory bytes: when there is more,
-// texts go first, then what is held, then what sorts last.
+// texts go first, then what is held, then what sorts last of the longest lists.
 func (a *Agent) memory() ([]byte, error) {
 	m := a.collect()
 	for cut := 0; ; cut++ {
 		b, err := json.Marshal(m)
 		if err != nil || len(b) <= maxMemory {
 			return b, err
+		}
+		if maxStanding>>cut == 0 {
+			return nil, fmt.Errorf("%d bytes are too many", len(b))
 		}
 		for name, p := range m.Probes {
 			p.Standing = slimmer(p.Standing, cut)
@@ -128,18 +199,17 @@ func (a *Agent) memory() ([]byte, error) {
 }
 
 // slimmer is one step towards a memory that fits.
-func slimmer(list []standing, step int) []standing {
-	list = slices.Clone(list)
+func slimmer(list []kept, step int) []kept {
 	switch step {
 	case 0:
 		for i := range list {
-			f := &list[i].F
+			f := &list[i]
 			f.Message, f.Observed, f.Wanted, f.Source, f.Consequences = "", "", "", "", nil
 		}
 	case 1:
-		list = slices.DeleteFunc(list, func(s standing) bool { return !s.Confirmed })
+		list = slices.DeleteFunc(list, func(k kept) bool { return !k.Confirmed })
 	default:
-		list = list[:len(list)/2]
+		list = list[:min(len(list), maxStanding>>(step-1))]
 	}
 	return list
 }
@@ -156,7 +226,11 @@ func (a *Agent) collect() *remembered {
 			continue
 		}
 		c := a.since(v.condition)
-		m.Probes[l.sub.spec.Name] = probeMemory{turnedAt{c.Status, c.Reason, c.Message, c.LastTransitionTime}, v.lastGood, v.standing}
+		p := probeMemory{turnedAt: turnedAt{c.Status, c.Reason, c.Message, c.LastTransitionTime}, LastGood: v.lastGood}
+		for i := range v.standing {
+			p.Standing = append(p.Standing, keep(&v.standing[i]))
+		}
+		m.Probes[l.sub.spec.Name] = p
 	}
 	return m
 }
