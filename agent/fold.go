@@ -50,9 +50,8 @@ func newSubject(p probes.Probe) *subject {
 	if e, ok := p.(probes.Explainer); ok {
 		s.explain = e.Explain
 	}
-	if s.spec.UnknownAfter == 0 {
-		s.spec.UnknownAfter = 2
-	}
+	s.spec.UnknownAfter = cmp.Or(s.spec.UnknownAfter, 2)
+	s.spec.Every, s.spec.Timeout = cmp.Or(s.spec.Every, time.Minute), cmp.Or(s.spec.Timeout, time.Second)
 	return s
 }
 

@@ -30,7 +30,7 @@ type ReasonRule struct {
 type Waiver struct {
 	Reason  string
 	Subject string    // "" for every subject; a trailing * for a prefix
-	Actor   string    // "pod namespace/name" or "unit name", same forms; "" for anybody
+	Actor   string    // as messages name it, "pod namespace/name" or "tuned.service", same forms; "" for anybody
 	Until   time.Time // zero: for ever
 	Why     string
 }
