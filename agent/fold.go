@@ -81,6 +81,7 @@ type standing struct {
 	Blind     int           // looks in a row that could not judge it
 	Actor     *Actor
 	severity  probes.Severity // under the rules; only while the look is taken in
+	moved     bool            // this look observed something else than the last one: somebody acted again
 }
 
 // dark tells whether too many looks in a row could not see the finding.
@@ -124,7 +125,7 @@ func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, 
 	s := old
 	err := s.take(sub, rules, look, now)
 	again := s.settle(sub, rules, now)
-	s.attribute(journal, now)
+	s.attribute(journal, old.LastGood, now)
 	s.decide(sub, rules, look, err, now)
 	happened := s.tell(sub, &old, journal, now)
 	if s.wantsActor(journal, now) {
@@ -173,6 +174,7 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 		if at, found := slices.BinarySearchFunc(merged[:seen], o, compareStanding); found {
 			n := &merged[at]
 			n.First, n.Confirmed, n.Raised, n.CleanAt, n.Actor = o.First, o.Confirmed, o.Raised, o.CleanAt, o.Actor
+			n.moved = n.F.Observed != o.F.Observed
 			continue
 		}
 		if sub.reasons[o.F.Reason] == nil || rules.Reasons[o.F.Reason].Off {
@@ -283,17 +285,24 @@ func (s *state) settle(sub *subject, rules *Rules, now Instant) (again time.Dura
 	return again
 }
 
-// attribute asks the journal who did what is held or was raised just now.
-func (s *state) attribute(journal Journal, now Instant) {
+// attribute asks the journal who did what is held or was raised just now, and
+// who did what looks otherwise than before, in the look that began at last.
+func (s *state) attribute(journal Journal, last, now Instant) {
 	if journal == nil {
 		return
 	}
 	for i := range s.Standing {
 		f := &s.Standing[i]
-		if f.Actor != nil || f.Gone != 0 || f.F.Trace == (probes.Key{}) || f.Confirmed && now.Mono-f.Raised > lateActor {
+		since := f.CleanAt
+		switch {
+		case f.F.Trace == (probes.Key{}) || f.Gone != 0:
+			continue
+		case f.moved:
+			since = last.Mono
+		case f.Actor != nil || f.Confirmed && now.Mono-f.Raised > lateActor:
 			continue
 		}
-		if a, ok := journal.Who(f.F.Trace, f.CleanAt); ok {
+		if a, ok := journal.Who(f.F.Trace, since); ok {
 			f.Actor = &a
 		}
 	}

@@ -37,8 +37,8 @@ type turnedAt struct {
 
 type probeMemory struct {
 	turnedAt
-	LastGood Instant    `json:"lastGood"`
-	Standing []kept     `json:"standing,omitempty"`
+	LastGood Instant `json:"lastGood"`
+	Standing []kept  `json:"standing,omitempty"`
 }
 
 // kept is a standing finding without what is empty: a few hundred must fit.
