@@ -132,7 +132,7 @@ func buildRoot(ctx context.Context, d Dirs, log logf) error {
 		cmd := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include="+strings.Join(nodePackages, ","), debian, dir, mirror)
 		cmd.Stdout, cmd.Stderr = out, out
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("debootstrap: %w: %s", err, tail(out.Name(), 5))
+			return fmt.Errorf("debootstrap (%s): %w: %s", out.Name(), err, tail(out.Name(), 5))
 		}
 		// Each node gets an identity of its own at its first boot (machine-id(5)).
 		return os.WriteFile(filepath.Join(dir, "etc/machine-id"), nil, 0o444)

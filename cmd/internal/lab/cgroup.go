@@ -54,6 +54,7 @@ func parseCgroups(mountinfo, own io.Reader, folder string) (cgroups, error) {
 		return nil, fmt.Errorf("read /proc/self/cgroup: %w", err)
 	}
 	var all cgroups
+	root := "" // of v2
 	for s = bufio.NewScanner(mountinfo); s.Scan(); {
 		before, after, _ := strings.Cut(s.Text(), " - ")
 		b, a := strings.Fields(before), strings.Fields(after)
@@ -62,7 +63,8 @@ func parseCgroups(mountinfo, own io.Reader, folder string) (cgroups, error) {
 		}
 		switch a[0] {
 		case "cgroup2":
-			all = append(all, cgroup{filepath.Join(b[4], mine[""], folder), true})
+			root = b[4]
+			all = append(all, cgroup{filepath.Join(root, mine[""], folder), true})
 		case "cgroup":
 			for names, p := range mine {
 				if names != "" && containsAll(strings.Split(a[2], ","), strings.Split(names, ",")) {
@@ -73,6 +75,10 @@ func parseCgroups(mountinfo, own io.Reader, folder string) (cgroups, error) {
 	}
 	if len(all) == 0 {
 		return nil, errors.New("no cgroup hierarchy is mounted")
+	}
+	if len(all) == 1 && root != "" {
+		// With v2 alone the controllers are there, and a group that has processes, as the caller's has, cannot hand them down.
+		all[0].Dir = filepath.Join(root, folder)
 	}
 	return all, s.Err()
 }
@@ -100,16 +106,7 @@ func (c cgroups) make(unit string) error {
 // prepare lets children be used: a v1 cpuset begins with no CPU at all, a v2 group without controllers.
 func (g cgroup) prepare() error {
 	if g.V2 {
-		b, err := os.ReadFile(filepath.Join(g.Dir, "cgroup.controllers"))
-		if err != nil {
-			return err
-		}
-		for f := range strings.FieldsSeq(string(b)) {
-			if err := os.WriteFile(filepath.Join(g.Dir, "cgroup.subtree_control"), []byte("+"+f), 0); err != nil {
-				return err
-			}
-		}
-		return nil
+		return errors.Join(handDown(filepath.Dir(g.Dir)), handDown(g.Dir))
 	}
 	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
 		b, err := os.ReadFile(filepath.Join(filepath.Dir(g.Dir), f))
@@ -124,6 +121,20 @@ func (g cgroup) prepare() error {
 		}
 	}
 	return os.WriteFile(filepath.Join(g.Dir, "cgroup.clone_children"), []byte("1"), 0)
+}
+
+// handDown gives a v2 group's controllers to its children; on a hybrid machine it has none.
+func handDown(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for f := range strings.FieldsSeq(string(b)) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+f), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // enter makes the next child of this thread start in the groups of one program: v1 groups are inherited from the thread, the

@@ -9,7 +9,9 @@
 // what a killed owner leaves behind is removed by the next Up of that name, or by [GC].
 //
 // What is the machine's stays the machine's: kernel.* and vm.* sysctls, the clock (chronyd runs with -x, so it is never
-// set) and the uptime are shared by all nodes. net.* sysctls and boot_id are each node's own.
+// set) and the uptime are shared by all nodes. net.* sysctls and boot_id are each node's own. A kubelet
+// sets a few of the former as it starts (kernel.panic, kernel.panic_on_oops, vm.overcommit_memory, kernel.keys.root_*), and they
+// are left so.
 //
 // It needs root, cgroup v1, v2 or both, and the Debian packages that [Deps] installs. It is proven on hybrid cgroups.
 package lab

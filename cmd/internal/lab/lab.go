@@ -101,7 +101,11 @@ func up(ctx context.Context, c Config) (*Lab, error) {
 	timed, cancel := context.WithTimeoutCause(ctx, upTimeout, errTooLong)
 	defer cancel()
 	if err := l.boot(timed); err != nil {
-		err = errors.Join(err, l.keepLogs())
+		if errors.Is(ctx.Err(), context.Canceled) {
+			err = fmt.Errorf("bring up lab %s: %w", c.Name, context.Cause(ctx)) // nothing is wrong with the lab
+		} else {
+			err = errors.Join(err, l.keepLogs())
+		}
 		// What ended ctx must not end the cleaning.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
@@ -21,13 +22,13 @@ func say(w io.Writer, name string) logf {
 	}
 }
 
-// tail is the end of a log, to be put into an error.
+// tail is the end of a log, to be put into an error. The error has to say in which folder the log is.
 func tail(path string, lines int) string {
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("the end of %s:\n%s", path, lastLines(string(b), lines))
+	return fmt.Sprintf("the end of %s:\n%s", filepath.Base(path), lastLines(string(b), lines))
 }
 
 func lastLines(s string, n int) string {
