@@ -106,15 +106,20 @@ func (p Processes) Process(pid int) (*Process, error) {
 		}
 	}
 	process := &Process{pid: pid, pidfd: fds, dir: filepath.Join(p.dir, strconv.Itoa(pid)), calls: p.calls}
-	fsys, err := procfs.NewFS(p.dir)
-	if err == nil {
-		process.proc, err = fsys.Proc(pid)
-	}
-	if err != nil {
+	var err error
+	if process.proc, err = p.fs(pid); err != nil {
 		process.Close()
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	return process, nil
+}
+
+func (p Processes) fs(pid int) (procfs.Proc, error) {
+	fsys, err := procfs.NewFS(p.dir)
+	if err != nil {
+		return procfs.Proc{}, err
+	}
+	return fsys.Proc(pid)
 }
 
 // A Process is one process, held by a pidfd so that it is not taken for another.

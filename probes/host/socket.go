@@ -39,11 +39,8 @@ func (r *Root) Dial(ctx context.Context, name string) (net.Conn, error) {
 	defer unix.Close(fd)
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", "/proc/self/fd/"+strconv.Itoa(fd))
-	if op := (*net.OpError)(nil); errors.As(err, &op) {
-		err = op.Err // op.Addr is our descriptor, which says nothing to anyone
-	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "dial", Path: nodePath(name), Err: err}
+		return nil, &fs.PathError{Op: "dial", Path: nodePath(name), Err: plain(err)}
 	}
 	return conn, nil
 }
@@ -65,14 +62,27 @@ type busConn struct {
 
 func newBusConn(c net.Conn) *busConn { return &busConn{Conn: c, r: busReader{r: c}} }
 
-func (c *busConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+func (c *busConn) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	return n, plain(err)
+}
 
 func (c *busConn) Write(p []byte) (int, error) {
 	if string(p) == "BEGIN\r\n" { // what follows are messages
 		c.r.begin()
 	}
 	c.SetWriteDeadline(time.Now().Add(busWrite))
-	return c.Conn.Write(p)
+	n, err := c.Conn.Write(p)
+	return n, plain(err)
+}
+
+// plain takes the address out of a network error: it is our own descriptor,
+// which says nothing to anyone.
+func plain(err error) error {
+	if op := (*net.OpError)(nil); errors.As(err, &op) {
+		return op.Err
+	}
+	return err
 }
 
 // busReader passes on lines until begin, and then whole messages.

@@ -167,7 +167,7 @@ func (s *Systemd) take(ctx context.Context) error {
 
 func (s *Systemd) give() { <-s.turn }
 
-// call makes a call, and once more when the connection turns out to have ended.
+// call makes a call, and once more when it turns out that the connection had ended.
 func call[T any](ctx context.Context, s *Systemd, ask func(*systemd.Conn) (T, error)) (T, error) {
 	for again := true; ; again = false {
 		c, err := s.connection(ctx)
@@ -176,9 +176,11 @@ func call[T any](ctx context.Context, s *Systemd, ask func(*systemd.Conn) (T, er
 			return zero, err
 		}
 		v, err := ask(c)
-		if err == nil || c.Connected() || !again {
+		var refused dbus.Error // systemd's own answer
+		if err == nil || !again || ctx.Err() != nil || errors.As(err, &refused) {
 			return v, err
 		}
+		c.Close() // which ends its links: the next turn dials
 	}
 }
 

@@ -35,7 +35,8 @@
 //	proc/sys/KEY        a live sysctl
 //	proc/PID/FILE       a process; proc/uptime and the like
 //	systemd/UNIT        a unit's properties, one KEY=VALUE a line, as systemctl show prints them
-//	systemd/state       the manager's SystemState: "running" by default
+//	systemd/state       the manager's SystemState: "running" by default; without any of these
+//	                    two there is no systemd to ask
 //	err/PATH            looking at PATH (a path of the root, proc/sys/KEY, proc/PID/FILE or
 //	                    systemd/UNIT), or at anything below it, fails: "permission denied",
 //	                    "input/output error" or "timeout"

@@ -28,7 +28,8 @@ type recorded struct {
 	name, comment string
 	files         []entry // the root's
 	proc          []entry // /proc's, names without "proc/"
-	units         map[string]string
+	units         map[string]host.Unit
+	state         string           // systemd's; "" without a systemd
 	faults        map[string]error // by path
 	now           time.Time
 	kernel        host.Kernel
@@ -63,7 +64,7 @@ func parseFile(name string) (*recorded, error) {
 func parse(archive *txtar.Archive) (*recorded, error) {
 	r := &recorded{
 		comment: strings.TrimSpace(string(archive.Comment)),
-		now:     defaultNow, faults: map[string]error{}, units: map[string]string{},
+		now:     defaultNow, faults: map[string]error{}, units: map[string]host.Unit{},
 	}
 	if r.comment == "" {
 		return nil, errors.New("the comment must say where the node came from")
@@ -107,9 +108,12 @@ func (r *recorded) take(f txtar.File) (err error) {
 	case top == "err" && below:
 		r.faults[strings.TrimSuffix(rest, "/")], err = fault(body(f))
 		return err
-	case top == "systemd" && below:
-		r.units[rest] = string(f.Data)
+	case f.Name == "systemd/state":
+		r.state = body(f)
 		return nil
+	case top == "systemd" && below:
+		r.units[rest], err = parseUnit(string(f.Data))
+		return err
 	case top == "proc" && below:
 		e, err := parseEntry(rest, f.Data)
 		r.proc = append(r.proc, e)
@@ -236,6 +240,12 @@ func (r *recorded) open(t *testing.T) *host.Node {
 		Sysctl: &faultySysctls{sysctls, r},
 		Units:  host.NewSystemd(files),
 		Kernel: r.kernel,
+	}
+	if r.state == "" && len(r.units) > 0 {
+		r.state = "running"
+	}
+	if r.state != "" {
+		ServeSystemd(t, root, r.state, r.units, PrivateSocket, BusSocket)
 	}
 	t.Cleanup(func() { files.Close(); sysctls.Close(); n.Units.Close() })
 	return n

@@ -1,0 +1,271 @@
+package host_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+
+	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/probetest"
+)
+
+// kubelet is a unit with everything set.
+var kubelet = host.Unit{
+	Id: "kubelet.service", LoadState: "loaded", ActiveState: "active", SubState: "running", UnitFileState: "enabled",
+	FragmentPath: "/etc/systemd/system/kubelet.service", DropInPaths: []string{"/etc/systemd/system/kubelet.service.d/10-tlsbootstrap.conf"},
+	NeedDaemonReload: true, InvocationID: "0123456789abcdef0123456789abcdef", Job: 42,
+	ActiveEnterTimestamp: time.UnixMicro(1_760_000_000_123_456), ActiveEnterTimestampMonotonic: 17 * time.Second,
+	Type: "notify", Restart: "always", Result: "success", ControlGroup: "/system.slice/kubelet.service",
+	MainPID: 4242, NRestarts: 3, ExecMainPID: 4242, ExecMainCode: 2, ExecMainStatus: 9,
+	Environment: []string{"A=b"}, ExecStart: []host.Command{{Path: "/usr/local/bin/kubelet", Args: []string{"/usr/local/bin/kubelet", "--v=2"}}},
+}
+
+func serve(t *testing.T, sockets ...string) (*host.Systemd, *probetest.Systemd) {
+	t.Helper()
+	dir := t.TempDir()
+	standIn := probetest.ServeSystemd(t, dir, "running", map[string]host.Unit{"kubelet.service": kubelet}, sockets...)
+	root, err := host.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := host.NewSystemd(root)
+	t.Cleanup(func() { s.Close(); root.Close() })
+	return s, standIn
+}
+
+var bothSockets = []string{probetest.PrivateSocket, probetest.BusSocket}
+
+func TestUnit(t *testing.T) {
+	t.Parallel()
+	for _, socket := range bothSockets {
+		s, _ := serve(t, socket)
+		u, err := s.Unit(t.Context(), "kubelet.service")
+		if !reflect.DeepEqual(u, kubelet) || err != nil {
+			t.Errorf("%s: %+v, %v", socket, u, err)
+		}
+		u, err = s.Unit(t.Context(), "absent@x-y.service")
+		if u.LoadState != "not-found" || err != nil {
+			t.Errorf("%s: %+v, %v", socket, u, err)
+		}
+	}
+}
+
+func TestStopping(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, bothSockets...)
+	is := func(want bool, why string) {
+		t.Helper()
+		if got, err := s.Stopping(t.Context()); got != want || err != nil {
+			t.Errorf("%s: %v, %v", why, got, err)
+		}
+	}
+	is(false, "running")
+	standIn.Announce(true)
+	is(true, "announced by logind")
+	standIn.Announce(false)
+	is(false, "called off")
+	standIn.SetState("stopping")
+	is(true, "stopping")
+	standIn.SetState("starting")
+	is(false, "starting")
+	standIn.Set("shutdown.target", host.Unit{LoadState: "loaded", ActiveState: "inactive", Job: 7})
+	is(true, "queued while starting")
+}
+
+func TestStoppingWithoutABus(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, probetest.PrivateSocket)
+	if got, err := s.Stopping(t.Context()); got || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	standIn.SetState("stopping")
+	if got, err := s.Stopping(t.Context()); !got || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// TestSystemdReexec ends the connections as a daemon-reexec does: the next call
+// goes over a new one.
+func TestSystemdReexec(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, probetest.PrivateSocket)
+	for range 20 {
+		if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+			t.Fatal(err)
+		}
+		standIn.Drop()
+	}
+}
+
+// TestSystemdReadsOnly holds the list of calls: on these sockets uid 0 may do
+// everything, so what is sent there is what this agent can be made to do.
+func TestSystemdReadsOnly(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, bothSockets...)
+	l := newListener()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- s.WatchUnits(ctx, l, "kubelet.service") }()
+	l.hears(t, "the subscription")
+	go func() { done <- s.WatchShutdown(ctx, l) }()
+	l.hears(t, "the subscription")
+	s.Unit(ctx, "kubelet.service")
+	s.Stopping(ctx)
+	cancel()
+	if err := errors.Join(<-done, <-done); err != nil {
+		t.Error(err)
+	}
+	allowed := []string{
+		"org.freedesktop.DBus.Hello",
+		"org.freedesktop.DBus.AddMatch",
+		"org.freedesktop.DBus.Properties.Get",
+		"org.freedesktop.DBus.Properties.GetAll",
+		"org.freedesktop.systemd1.Manager.Subscribe",
+	}
+	asked := standIn.Asked()
+	for _, call := range asked {
+		if name, _, _ := strings.Cut(call, "["); !slices.Contains(allowed, name) {
+			t.Errorf("a call that is not on the list: %s", call)
+		}
+		if strings.Contains(call, "AddMatch") && strings.Contains(call, "PropertiesChanged") && !strings.Contains(call, "path='/org/freedesktop/systemd1/unit/kubelet_2eservice'") {
+			t.Errorf("a match that is not narrow: %s", call)
+		}
+	}
+	if len(asked) < 10 {
+		t.Errorf("only %d calls were seen", len(asked))
+	}
+}
+
+func TestSystemdAbsent(t *testing.T) {
+	t.Parallel()
+	s, _ := serve(t)
+	_, err := s.Unit(t.Context(), "kubelet.service")
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "dial /run/systemd/private: no such file or directory") {
+		t.Error(err)
+	}
+	if err := s.WatchUnits(t.Context(), newListener(), "kubelet.service"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	var none *host.Systemd
+	if _, err := none.Stopping(t.Context()); err == nil || none.Close() != nil || none.WatchShutdown(t.Context(), newListener()) == nil {
+		t.Error("a nil Systemd answers")
+	}
+}
+
+// TestSystemdSilent asks one that never answers, and one that is no systemd.
+func TestSystemdSilent(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, bothSockets...)
+	if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+		t.Fatal(err)
+	}
+	standIn.Silence(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.Unit(ctx, "kubelet.service"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	standIn.Silence(false)
+	if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+		t.Error(err)
+	}
+	// A message of 100 MiB is refused, and the next call finds a new connection.
+	huge := append([]byte{'l', 2, 0, 1}, make([]byte, 12)...)
+	binary.LittleEndian.PutUint32(huge[4:], 100<<20)
+	standIn.Raw(huge)
+	if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDialIsNoSocket(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	os.MkdirAll(filepath.Join(dir, "run/systemd/private"), 0o755)
+	root, err := host.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if _, err := root.Dial(t.Context(), "run/systemd/private"); err == nil || err.Error() != "dial /run/systemd/private: not a socket" {
+		t.Error(err)
+	}
+}
+
+// listener is a host.Listener that a test waits on.
+type listener chan struct{}
+
+func newListener() listener { return make(listener, 1) }
+
+func (l listener) Changed() {
+	select {
+	case l <- struct{}{}:
+	default:
+	}
+}
+
+func (l listener) Lost(string, uint64) {}
+
+func (l listener) hears(t *testing.T, what string) {
+	t.Helper()
+	select {
+	case <-l:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("not heard: %s", what)
+	}
+}
+
+func TestWatchUnits(t *testing.T) {
+	t.Parallel()
+	for _, socket := range bothSockets {
+		s, standIn := serve(t, socket)
+		l, done := newListener(), make(chan error, 1)
+		go func() { done <- s.WatchUnits(t.Context(), l, "kubelet.service") }()
+		l.hears(t, "the subscription")
+		standIn.UnitChanged("kubelet.service")
+		l.hears(t, "a change")
+		standIn.UnitChanged("other.service")
+		standIn.Signal("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "UnitNew", "x.scope", dbus.ObjectPath("/x"))
+		standIn.Signal("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "Reloading", true)
+		l.hears(t, "a reload")
+		select {
+		case <-l:
+			t.Error("another unit's change is heard")
+		default:
+		}
+		standIn.Drop()
+		if err := <-done; err == nil || err.Error() != "listen to systemd: the connection ended" {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWatchShutdown(t *testing.T) {
+	t.Parallel()
+	for _, socket := range bothSockets {
+		s, standIn := serve(t, socket)
+		ctx, cancel := context.WithCancel(t.Context())
+		l, done := newListener(), make(chan error, 1)
+		go func() { done <- s.WatchShutdown(ctx, l) }()
+		l.hears(t, "the subscription")
+		standIn.Signal("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "JobNew", uint32(7), dbus.ObjectPath("/x"), "kubelet.service")
+		standIn.Signal("/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager", "JobNew", uint32(7), dbus.ObjectPath("/x"), "shutdown.target")
+		l.hears(t, "a job for shutdown.target")
+		standIn.Signal("/org/freedesktop/login1", "org.freedesktop.login1.Manager", "PrepareForShutdown", true)
+		l.hears(t, "logind")
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
