@@ -75,7 +75,7 @@ func (n *Node) ready(ctx context.Context, heard time.Time) error {
 	}
 	journal := filepath.Join(n.lab.dir, "logs", n.name+".journal")
 	n.saveJournal(journal)
-	return fmt.Errorf("wait for %s: %w; %s; %s", n.name, err, tail(n.lab.logFile(n.name), 5), tail(journal, 10))
+	return fmt.Errorf("wait for %s: %w; %s; %s", n.name, err, tail(n.lab.logFile(n.name), 5), tail(journal, 30))
 }
 
 // node is what the lab itself reads of a Node object.
