@@ -41,6 +41,7 @@ type config struct {
 
 	common map[string]common
 	errs   []error // what section found
+	text   string  // as it was read
 }
 
 // common is what can be said of every probe.
@@ -153,7 +154,7 @@ func loadConfig(name string) (*config, error) {
 // parseConfig parses a configuration and checks it against the probes and
 // reasons that there are.
 func parseConfig(b []byte) (*config, error) {
-	c := &config{common: map[string]common{}}
+	c := &config{common: map[string]common{}, text: string(b)}
 	var doc yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
@@ -142,12 +143,23 @@ var engineReasons = []struct{ name, meaning, mend string }{
 // listProbes prints the probes with what they publish.
 func listProbes(_ context.Context, c *cli, args []string) (int, error) {
 	set, _, _ := c.flags("list")
+	format := set.String("o", "table", "output: table or json")
 	rest, err := parse(set, args)
 	if err != nil {
 		return 0, err
 	}
 	if err := noArguments(rest); err != nil {
 		return 0, err
+	}
+	switch *format {
+	case "table":
+	case "json":
+		e := json.NewEncoder(c.out)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		return exitClean, e.Encode(described(catalogue()))
+	default:
+		return 0, usagef("-o is %q, want table or json", *format)
 	}
 	t := &grid{}
 	t.row("", "PROBE", "CONDITION", "HEALTHY", "EVERY", "REASONS")
@@ -160,6 +172,44 @@ func listProbes(_ context.Context, c *cli, args []string) (int, error) {
 	}
 	_, err = io.WriteString(c.out, t.String())
 	return exitClean, err
+}
+
+// A listedProbe is a probe in list -o json.
+type listedProbe struct {
+	Name      string         `json:"name"`
+	Condition string         `json:"condition"`
+	Healthy   string         `json:"healthy"`
+	Every     string         `json:"every"`
+	Reasons   []listedReason `json:"reasons"`
+}
+
+type listedReason struct {
+	Name           string          `json:"name"`
+	Severity       probes.Severity `json:"severity"`
+	Routine        bool            `json:"routine"`
+	Occurrence     bool            `json:"occurrence"`
+	Owner          probes.Owner    `json:"owner"`
+	Hold           string          `json:"hold"`
+	Clear          string          `json:"clear"`
+	Meaning        string          `json:"meaning"`
+	Breaks         string          `json:"breaks"`
+	Confirm        string          `json:"confirm"`
+	Mend           string          `json:"mend"`
+	FalsePositives string          `json:"falsePositives"`
+	Links          []string        `json:"links"`
+}
+
+func described(specs []probes.Spec) []listedProbe {
+	out := make([]listedProbe, 0, len(specs))
+	for _, s := range specs {
+		p := listedProbe{s.Name, s.Condition, s.Healthy, s.Every.String(), make([]listedReason, 0, len(s.Reasons))}
+		for _, r := range s.Reasons {
+			p.Reasons = append(p.Reasons, listedReason{r.Name, r.Severity, r.Routine, r.Happens, r.Owner, r.Hold.String(), r.Clear.String(),
+				r.Meaning, r.Breaks, r.Confirm, r.Mend, r.FalsePositives, r.Links})
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // render looks once and prints the body that run would apply.

@@ -144,10 +144,11 @@ type daemon struct {
 	metrics *metrics.Metrics
 	web     *web.Server
 	api     *apiServer
+	config  string // the text of the configuration in place
 }
 
 func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*daemon, error) {
-	d := &daemon{flags: f, node: node, log: log}
+	d := &daemon{flags: f, node: node, log: log, config: cfg.text}
 	d.api = &apiServer{daemon: d, modes: make(chan string, 1)}
 	d.api.modes <- cfg.Mode
 	var err error
@@ -232,11 +233,16 @@ func (d *daemon) reload(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
-	d.metrics.Reloaded(err)
 	if err != nil {
+		d.metrics.Reloaded(err)
 		d.log.Error("the new configuration is wrong; the last good one stays", "error", err)
 		return
 	}
+	if cfg.text == d.config {
+		return
+	}
+	d.config = cfg.text
+	d.metrics.Reloaded(nil)
 	d.agent.Reconfigure(ctx, cfg.rules(), enabled(cfg, d.node))
 	d.api.setMode(cfg.Mode)
 	d.log.Info("configuration in place", "file", d.flags.config)

@@ -1,0 +1,269 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// soon is how long a condition may take to follow the node, the lab's holds of at
+// most a second included.
+const soon = 2 * time.Second
+
+// A fault is something broken and repaired on a node, and what is to be said.
+type fault struct {
+	name, reason, condition, text string
+	breaks, repairs               string             // shell lines in the node
+	breakBy                       func(t *testing.T) // instead of breaks
+	info                          bool               // seen in the agent's document only: info never turns a condition True
+}
+
+// The first test of all waits for the agents: the others need them.
+func TestHealthyNodesAreFalse(t *testing.T) {
+	need(t)
+	began := time.Now()
+	for _, node := range []string{"node0", "node1", "node2"} {
+		for kind, reason := range map[string]string{"NodeDrift": "NoDrift", "SysctlDrift": "SysctlsAsDeclared", "RebootPending": "NoRebootRequired"} {
+			c, _ := until(t, node, kind, 30*time.Second, isFalse)
+			if c.Reason != reason {
+				t.Errorf("%s on %s: reason %s, want %s", kind, node, c.Reason, reason)
+			}
+		}
+	}
+	t.Logf("three nodes False %.1f s after the DaemonSet was applied", time.Since(began).Seconds())
+	if out, err := testLab.Kubectl(t.Context(), nil, "-n", "nodedrift-system", "rollout", "status", "ds/nodedrift", "--timeout=30s"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, node := range []string{"node0", "node1", "node2"} {
+		list, err := events(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			t.Errorf("a healthy node has the Event %s %s %q", e.Type, e.Reason, e.Message)
+		}
+	}
+}
+
+func TestDrift(t *testing.T) {
+	need(t)
+	const fin = "net.ipv4.tcp_fin_timeout"
+	faults := []fault{
+		{name: "a sysctl written from another pod", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.ip_forward is 0, want 1",
+			breakBy: func(t *testing.T) { toolbox(t, "node0", "writer", "write", "/proc/sys/net/ipv4/ip_forward", "0") },
+			repairs: "sysctl -w net.ipv4.ip_forward=1"},
+		{name: "a sysctl written on the host", reason: "SysctlChanged", condition: "SysctlDrift", text: fin + " is 30, want 60",
+			breaks: "sysctl -w " + fin + "=30", repairs: "sysctl -w " + fin + "=60"},
+		{name: "a new declaration", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.tcp_max_syn_backlog",
+			breaks: "echo net.ipv4.tcp_max_syn_backlog=4711 >/etc/sysctl.d/70-new.conf", repairs: "rm /etc/sysctl.d/70-new.conf"},
+		{name: "an overridden file", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.tcp_keepalive_time is 7200, want 600",
+			breaks: "echo net.ipv4.tcp_keepalive_time=600 >/etc/sysctl.d/61-over.conf", repairs: "rm /etc/sysctl.d/61-over.conf"},
+		{name: "a masked file unmasked", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.tcp_syn_retries",
+			breaks:  "echo net.ipv4.tcp_syn_retries=4 >/run/sysctl.d/80-masked.conf; ln -s /dev/null /etc/sysctl.d/80-masked.conf; sleep 0.3; rm /etc/sysctl.d/80-masked.conf",
+			repairs: "ln -s /dev/null /etc/sysctl.d/80-masked.conf"},
+		{name: "an invalid line", reason: "SysctlFileInvalid", condition: "SysctlDrift", text: "70-bad.conf",
+			breaks: "echo this is no setting >/etc/sysctl.d/70-bad.conf", repairs: "rm /etc/sysctl.d/70-bad.conf"},
+		{name: "a key that is not there", reason: "SysctlKeyMissing", condition: "SysctlDrift", text: "net.ipv4.no_such_key",
+			breaks: "echo net.ipv4.no_such_key=1 >/etc/sysctl.d/70-none.conf", repairs: "rm /etc/sysctl.d/70-none.conf"},
+		{name: "a key that cannot be read", reason: "SysctlUnreadable", condition: "SysctlDrift", info: true,
+			breaks: "echo net.ipv6.conf.lo.stable_secret=::1 >/etc/sysctl.d/70-secret.conf", repairs: "rm /etc/sysctl.d/70-secret.conf"},
+	}
+	t.Run("node0", func(t *testing.T) {
+		t.Parallel()
+		sh(t, "node0", "mkdir -p /run/sysctl.d")
+		for _, f := range faults {
+			t.Run(f.name, func(t *testing.T) { f.try(t, "node0") })
+		}
+	})
+	t.Run("node1", func(t *testing.T) {
+		t.Parallel()
+		for _, f := range rebootFaults {
+			t.Run(f.name, func(t *testing.T) { f.try(t, "node1") })
+		}
+	})
+	t.Run("node2", func(t *testing.T) {
+		t.Parallel()
+		for _, f := range aksFaults {
+			t.Run(f.name, func(t *testing.T) { f.try(t, "node2") })
+		}
+	})
+}
+
+var rebootFaults = []fault{
+	{name: "a marker with packages", reason: "RebootRequired", condition: "RebootPending", text: "libc6",
+		breaks: "printf 'libc6\\nlinux-image-azure\\nlibc6\\n' >/run/reboot-required.pkgs; touch /run/reboot-required", repairs: "rm /run/reboot-required /run/reboot-required.pkgs"},
+	{name: "a marker through /var/run", reason: "RebootRequired", condition: "RebootPending", text: "reboot",
+		breaks: "touch /var/run/reboot-required", repairs: "rm /var/run/reboot-required"},
+	{name: "a newer kernel installed", reason: "KernelOutdated", condition: "RebootPending", info: true,
+		breaks:  `k=$(uname -r); n=$(echo $k | sed 's/^\([0-9]*\)\./9\1./'); touch /boot/vmlinuz-$k /boot/vmlinuz-$n`,
+		repairs: `k=$(uname -r); n=$(echo $k | sed 's/^\([0-9]*\)\./9\1./'); rm /boot/vmlinuz-$k /boot/vmlinuz-$n`},
+}
+
+// An AKS node is one with azure.json. The files that AKS writes are not there.
+var aksFaults = []fault{
+	{name: "AKS's own files are gone", reason: "SysctlFileTampered", condition: "SysctlDrift",
+		breaks: "mkdir -p /etc/kubernetes; touch /etc/kubernetes/azure.json", repairs: "rm /etc/kubernetes/azure.json"},
+	{name: "a customer's file beats AKS's", reason: "SysctlConflict", condition: "SysctlDrift", info: true,
+		breaks:  "touch /etc/kubernetes/azure.json; echo net.ipv4.tcp_fin_timeout=60 >/etc/sysctl.d/zz-mine.conf; echo net.ipv4.tcp_fin_timeout=61 >/etc/sysctl.d/999-sysctl-aks.conf",
+		repairs: "rm /etc/sysctl.d/zz-mine.conf /etc/sysctl.d/999-sysctl-aks.conf /etc/kubernetes/azure.json"},
+}
+
+// try breaks the node, waits for the right word, repairs it, and waits for the
+// all-clear.
+func (f fault) try(t *testing.T, node string) {
+	if f.info {
+		f.tryInfo(t, node)
+		return
+	}
+	until(t, node, f.condition, 30*time.Second, isFalse)
+	refill(t, node)
+	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(t.Context(), "sh", "-c", f.repairs) })
+	if f.breakBy != nil {
+		f.breakBy(t)
+	} else {
+		sh(t, node, f.breaks)
+	}
+	c, raised := until(t, node, f.condition, 10*time.Second, isTrue(f.reason, f.text))
+	t.Logf("%s: %s %s %q", node, c.Type, c.Reason, c.Message)
+	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 {
+		t.Errorf("the message does not say who acts, or is longer than 160 bytes: %q", c.Message)
+	}
+	all, err := conditions(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	summary, want := all["NodeDrift"], "True"
+	if f.reason == "RebootRequired" {
+		want = "False" // routine
+	}
+	if summary.Status != want {
+		t.Errorf("NodeDrift is %s %s, want %s", summary.Status, summary.Reason, want)
+	}
+	sh(t, node, f.repairs)
+	_, cleared := until(t, node, f.condition, 10*time.Second, isFalse)
+	until(t, node, "NodeDrift", soon, isFalse)
+	for what, took := range map[string]time.Duration{"raised": raised, "cleared": cleared} {
+		if took > soon {
+			t.Errorf("%s after %s, want at most %s", what, took, soon)
+		}
+	}
+	record(f.reason, "condition", raised, cleared)
+	hasEvents(t, node, f.reason)
+}
+
+// tryInfo does the same for a reason that stands in the agent's document only.
+func (f fault) tryInfo(t *testing.T, node string) {
+	sh(t, node, f.breaks)
+	began := time.Now()
+	for !finds(t, node, f.reason) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%s is not found: %+v", f.reason, document(t, node))
+		}
+	}
+	raised := time.Since(began)
+	sh(t, node, f.repairs)
+	began = time.Now()
+	for finds(t, node, f.reason) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%s does not clear", f.reason)
+		}
+	}
+	record(f.reason, "document (info)", raised, time.Since(began))
+}
+
+// hasEvents checks that both edges were told, and that describe shows them.
+func hasEvents(t *testing.T, node, reason string) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		list, err := events(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		types := map[string]bool{}
+		for _, e := range list {
+			if e.Reason == reason {
+				types[e.Type] = true
+			}
+		}
+		if types["Warning"] && types["Normal"] {
+			break
+		}
+		if time.Since(began) > 20*time.Second {
+			t.Fatalf("Events of %s on %s: %v, want Warning and Normal", reason, node, types)
+		}
+	}
+	out, err := testLab.Kubectl(t.Context(), nil, "describe", "node", node)
+	if err != nil || !strings.Contains(out[strings.LastIndex(out, "\nEvents:"):], reason) {
+		t.Errorf("kubectl describe node %s does not show the Event %s (%v)", node, reason, err)
+	}
+}
+
+// refill waits until the agent may write again at once: it applies at most once
+// in ten seconds, with a burst of three, and each fault takes two to four.
+func refill(t *testing.T, node string) {
+	t.Helper()
+	for began := time.Now(); time.Since(began) < 40*time.Second; time.Sleep(time.Second) {
+		list, err := testLab.Audit(t.Context(), time.Now().Add(-25*time.Second), "system:serviceaccount:nodedrift-system:nodedrift")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, r := range list {
+			if r.Verb == "patch" && r.Path == fmt.Sprintf("/api/v1/nodes/%s/status", node) {
+				n++
+			}
+		}
+		if n == 0 {
+			return
+		}
+	}
+}
+
+// ServiceRestartRequired needs rights that the pod goes without: there it is not
+// judged; check as root on the node sees it.
+func TestServiceRestartRequired(t *testing.T) {
+	l := need(t)
+	const node = "node2"
+	judged := false
+	for _, c := range document(t, node).Conditions {
+		for _, s := range c.NotJudged {
+			judged = judged || strings.HasPrefix(s, "ServiceRestartRequired:")
+		}
+	}
+	if !judged {
+		t.Error("the pod does not say that it could not judge ServiceRestartRequired")
+	}
+	program, err := os.ReadFile(filepath.Join(bin, "nodedrift"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(l.Node(node).Root(), "usr/local/bin/nodedrift"), program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lib := strings.TrimSpace(sh(t, node, `awk '/libnettle|libseccomp|libcap/ && /r-xp/ {print $6; exit}' /proc/$(pidof chronyd | cut -d' ' -f1)/maps`))
+	if lib == "" {
+		t.Fatal("chronyd maps no library to replace")
+	}
+	check := func() bool {
+		out, _ := l.Node(node).SystemdRun(t.Context(), "/usr/local/bin/nodedrift", "check", "reboot", "-o", "wide")
+		return strings.Contains(out, "ServiceRestartRequired") && strings.Contains(out, "chrony")
+	}
+	if check() {
+		t.Fatal("ServiceRestartRequired before anything was replaced")
+	}
+	sh(t, node, fmt.Sprintf("cp %s %s.new && mv %s.new %s", lib, lib, lib, lib))
+	began := time.Now()
+	if !check() {
+		t.Fatalf("chronyd maps %s, which is deleted, and check does not say so", lib)
+	}
+	raised := time.Since(began)
+	sh(t, node, "systemctl restart chrony")
+	began = time.Now()
+	if check() {
+		t.Error("chronyd was restarted, and check still names it")
+	}
+	record("ServiceRestartRequired", "check as root (info)", raised, time.Since(began))
+}
