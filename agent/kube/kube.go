@@ -84,6 +84,8 @@ type Publisher struct {
 	notBefore time.Time
 	refused   backoff // conditions alone are not sent before applyFrom
 	applyFrom time.Time
+	barred    backoff // nor Events before sendFrom
+	sendFrom  time.Time
 
 	failure, refusal, lost string // the kind last logged: of all, of applies, of Events
 
@@ -122,7 +124,7 @@ func New(cfg Config) (*Publisher, error) {
 	}
 	st.pending.Store(cfg.Mode == Conditions)
 	return &Publisher{cfg: cfg, api: api, stats: st, events: newEvents(st), wake: make(chan struct{}, 1), begun: time.Now(),
-		outage: backoff{limit: outageLimit}, refused: backoff{limit: refusedLimit},
+		outage: backoff{limit: outageLimit}, refused: backoff{limit: refusedLimit}, barred: backoff{limit: refusedLimit},
 		applyRate: bucket{every: 10 * time.Second, burst: 3}, eventRate: bucket{every: 2 * time.Second, burst: 10}}, nil
 }
 
@@ -180,6 +182,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 	return nil
 }
 
+// errRefused is an answer that concerns only the kind of request it was given to.
+var errRefused = errors.New("refused")
+
 // A step is one request.
 type step func(context.Context) error
 
@@ -205,7 +210,7 @@ func (p *Publisher) next(now time.Time) (step, time.Time) {
 	}
 	due := p.events.next(now, at)
 	if due.Equal(now) {
-		due = p.eventRate.at(now)
+		due = later(p.eventRate.at(now), p.sendFrom)
 	}
 	if !now.Before(due) {
 		return p.send, now
@@ -290,6 +295,10 @@ func (p *Publisher) take(ctx context.Context, do step) {
 	err := do(ctx)
 	p.busy.Store(0)
 	if ctx.Err() != nil {
+		return
+	}
+	if errors.Is(err, errRefused) { // the way to the API server is open
+		p.outage.reset()
 		return
 	}
 	if err == nil {
@@ -380,7 +389,7 @@ func (p *Publisher) apply(ctx context.Context, list []condition) error {
 	case err != nil && final(err):
 		p.applyFrom = time.Now().Add(p.refused.next(0))
 		p.logOnce(&p.refusal, err)
-		return nil // Events may still go
+		return errRefused // Events may still go
 	case err != nil:
 		if codeOf(err) == http.StatusNotFound {
 			p.wantRead, p.fresh = true, true
@@ -400,8 +409,9 @@ func (p *Publisher) apply(ctx context.Context, list []condition) error {
 	return nil
 }
 
-// send sends the Event that has waited longest. One that is refused for good is
-// dropped.
+// send sends the Event that has waited longest. One that nobody could send is
+// dropped; without the right to send any, they wait: an API server that has just
+// started refuses everybody for a moment.
 func (p *Publisher) send(ctx context.Context) error {
 	q, ok := p.events.first()
 	if !ok {
@@ -412,6 +422,12 @@ func (p *Publisher) send(ctx context.Context) error {
 	err := p.api.create(ctx, q.event(&p.cfg, p.uid, now))
 	switch {
 	case err == nil:
+		p.barred.reset()
+		p.lost = ""
+	case codeOf(err) == http.StatusForbidden:
+		p.sendFrom = time.Now().Add(p.barred.next(0))
+		p.logOnce(&p.lost, err)
+		return errRefused
 	case final(err) || codeOf(err) == http.StatusNotFound:
 		p.stats.dropped.Add(1)
 		p.logOnce(&p.lost, err)

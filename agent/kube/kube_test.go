@@ -416,10 +416,34 @@ func TestRefused(t *testing.T) {
 			}
 		})
 		sleep(10 * time.Minute)
+		from := time.Now()
 		w.change(good("SysctlDrift"), raised("SysctlDrift", "Changed"))
+		sleep(time.Hour)
+		if c := w.api.condition("SysctlDrift"); c.Status != agent.False || !w.pub.Pending() {
+			t.Errorf("condition %+v, pending %v", c, w.pub.Pending())
+		}
+		if n := w.api.count("POST", from); n > 25 {
+			t.Errorf("%d refused Events in an hour", n)
+		}
+		w.api.set(func() { w.api.fail = nil })
+		sleep(5 * time.Minute)
+		if len(w.api.sent()) != 2 || w.pub.DroppedEvents() != 0 || w.pub.Pending() {
+			t.Errorf("%d Events sent, %d dropped", len(w.api.sent()), w.pub.DroppedEvents())
+		}
+		w.stop()
+	})
+}
+
+// An Event that the API server finds wrong does not block those behind it.
+func TestWrongEventIsDropped(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		w.run(t)
+		sleep(time.Minute)
+		w.api.fail = func(*http.Request) (*http.Response, error) { return answer(422, status("invalid")), nil }
+		w.pub.Publish([]agent.Happening{raised("SysctlDrift", "Changed")})
 		sleep(time.Second)
-		if c := w.api.condition("SysctlDrift"); c.Status != agent.False || w.pub.DroppedEvents() != 1 {
-			t.Errorf("condition %+v, %d Events dropped", c, w.pub.DroppedEvents())
+		if w.pub.DroppedEvents() != 1 || w.pub.events.waiting() {
+			t.Errorf("%d dropped", w.pub.DroppedEvents())
 		}
 		w.stop()
 	})
