@@ -1,0 +1,5 @@
+//go:build !race
+
+package sysctl
+
+const raceEnabled = false
