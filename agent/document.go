@@ -82,9 +82,9 @@ type Finding struct {
 	Consequences []probes.Ref    `json:"consequences"`
 	Actor        *Actor          `json:"actor,omitempty"`
 
-	trace                probes.Key
-	first, raised, clean time.Duration // monotonic: as in standing
-	gone                 bool          // in its clear time
+	trace              probes.Key
+	first, clean, seen time.Duration // monotonic: as in standing
+	gone               bool          // in its clear time
 }
 
 // Stands tells whether the finding turns its condition True.

@@ -78,6 +78,7 @@ type standing struct {
 	Confirmed bool          // its hold is over
 	Raised    time.Duration // monotonic: when it was confirmed
 	CleanAt   time.Duration // monotonic: start of the last look without it; whoever did it did it later
+	SeenAt    time.Duration // monotonic: start of the last look with it; whoever mended it did it later
 	Blind     int           // looks in a row that could not judge it
 	Actor     *Actor
 	severity  probes.Severity // under the rules; only while the look is taken in
@@ -180,6 +181,7 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 		if sub.reasons[o.F.Reason] == nil || rules.Reasons[o.F.Reason].Off {
 			continue
 		}
+		o.moved = false
 		switch judged := err == nil && !unjudged(look.NotJudged, o.F.Reason); {
 		case !judged:
 			o.Blind++
@@ -222,7 +224,7 @@ func (s *state) seen(sub *subject, rules *Rules, look *looked, now Instant) ([]s
 		if off {
 			continue
 		}
-		seen = append(seen, standing{F: bound(f), First: now, CleanAt: s.LastGood.Mono, severity: severity})
+		seen = append(seen, standing{F: bound(f), First: now, CleanAt: s.LastGood.Mono, SeenAt: look.at.Mono, severity: severity})
 	}
 	slices.SortFunc(seen, func(a, b standing) int { return cmp.Or(compareStanding(a, b), cmp.Compare(b.severity, a.severity)) })
 	seen = slices.CompactFunc(seen, func(a, b standing) bool { return a.is(&b.F) })
@@ -453,7 +455,7 @@ func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Fi
 	if t := s.behind(f); t != nil {
 		out.Since, out.Actor = t.First.Wall, t.Actor
 		out.Held, out.Unseen, out.gone = !t.Confirmed, t.dark(dark), t.Gone != 0
-		out.first, out.raised, out.clean = t.First.Mono, t.Raised, t.CleanAt
+		out.first, out.clean, out.seen = t.First.Mono, t.CleanAt, t.SeenAt
 	}
 	return out
 }

@@ -82,7 +82,7 @@ func (k *kept) standing(now Instant) *standing {
 	if f.Message+f.Observed+f.Wanted == "" {
 		f.Message = f.Subject + " stood before the agent was restarted"
 	}
-	s := &standing{F: f, First: k.First, Gone: k.Gone, Confirmed: k.Confirmed, Raised: k.Raised, CleanAt: k.CleanAt, Blind: max(k.Blind, 0)}
+	s := &standing{F: f, First: k.First, Gone: k.Gone, Confirmed: k.Confirmed, Raised: k.Raised, CleanAt: k.CleanAt, SeenAt: max(k.Raised, k.First.Mono), Blind: max(k.Blind, 0)}
 	if k.Actor != nil {
 		a := *k.Actor
 		for _, t := range []*string{&a.Comm, &a.Unit, &a.Pod, &a.Container} {

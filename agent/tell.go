@@ -29,7 +29,7 @@ func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []H
 			var group []*Finding
 			group, cleared = takeGroup(cleared)
 			first, more := group[0], len(group)-1
-			w := owed{h: s.happening(sub, Cleared, first, now), f: first, since: max(first.raised, first.first),
+			w := owed{h: s.happening(sub, Cleared, first, now), f: first, since: first.seen,
 				text: func(a *Actor) string { return goneLine(first, a, more, s.waives(first), now) }}
 			w.h.Actor = nil
 			waiting = append(waiting, w)
