@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"k8s.io/client-go/rest"
+
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
 )
@@ -512,4 +514,26 @@ func TestLeaveIsBounded(t *testing.T) {
 			t.Errorf("leaving took %s", d)
 		}
 	})
+}
+
+// BenchmarkNothingNew is what it costs to be told that nothing new is to be
+// told: 8 conditions compared with those that the Node shows.
+func BenchmarkNothingNew(b *testing.B) {
+	w := &truth{since: map[string]time.Time{}}
+	for _, t := range []string{agent.NodeDrift, "A", "B", "C", "D", "E", "F"} {
+		w.put(good(t))
+	}
+	w.put(bad("SysctlDrift", "a", probes.Critical))
+	p, err := New(Config{Node: "node0", Source: w.Snapshot, RESTConfig: &rest.Config{Host: "http://api", Transport: &fakeAPI{}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := w.Snapshot()
+	p.uid, p.settled, p.applied, p.beat = "u", true, conditionsOf(&s, nil), time.Now().Add(time.Hour)
+	b.ReportAllocs()
+	for b.Loop() {
+		if do, _ := p.next(time.Now()); do != nil {
+			b.Fatal("a request is due")
+		}
+	}
 }

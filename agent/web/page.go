@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nodedrift/nodedrift/agent"
+	"github.com/nodedrift/nodedrift/probes"
 )
 
 // The page is written by hand: html/template alone would add 3 MB to the
@@ -88,7 +89,9 @@ func writeCondition(b *strings.Builder, c *agent.Condition, now time.Time) {
 	word := map[agent.Status]string{agent.True: "drift", agent.False: "ok", agent.Unknown: "unknown"}[c.Status]
 	fmt.Fprintf(b, "<article><h3>%s <span class=%q>%s</span></h3>\n<p>%s</p>\n", esc(c.Type), class(c.Status), esc(cmp.Or(word, "not looked yet")),
 		esc(join(c.Reason, c.Message)))
-	fmt.Fprintf(b, "<p class=dim>%s since %s; last looked %s</p>\n", esc(cmp.Or(string(c.Status), "undecided")), since(c.LastTransitionTime, now), since(c.LastCheckTime, now))
+	if c.Status != "" {
+		fmt.Fprintf(b, "<p class=dim>%s since %s; last good look %s</p>\n", esc(string(c.Status)), since(c.LastTransitionTime, now), since(c.LastCheckTime, now))
+	}
 	if c.Error != "" {
 		fmt.Fprintf(b, "<p class=Unknown>could not look: %s</p>\n", esc(c.Error))
 	}
@@ -113,7 +116,7 @@ func writeFinding(b *strings.Builder, f *agent.Finding, now time.Time) {
 	case f.Held:
 		mark += ", not yet for long enough"
 	}
-	fmt.Fprintf(b, "<li><b>%s</b> (%s, acts: %s) <code>%s</code>", esc(f.Reason), esc(mark), esc(string(f.Owner)), esc(f.Subject))
+	fmt.Fprintf(b, "<li><b>%s</b> (%s, acts: %s) <code>%s</code>", esc(f.Reason), esc(mark), acts(f.Owner), esc(f.Subject))
 	if f.Message != "" {
 		fmt.Fprintf(b, "<br>%s", esc(f.Message))
 	}
@@ -122,7 +125,7 @@ func writeFinding(b *strings.Builder, f *agent.Finding, now time.Time) {
 	}
 	b.WriteString("<br><span class=dim>")
 	if f.Source != "" {
-		fmt.Fprintf(b, "says %s; ", esc(f.Source))
+		fmt.Fprintf(b, "wanted by %s; ", esc(f.Source))
 	}
 	if f.Actor != nil {
 		fmt.Fprintf(b, "by %s; ", esc(actor(f.Actor)))
@@ -178,6 +181,17 @@ func actor(a *agent.Actor) string {
 		return a.Unit
 	}
 	return fmt.Sprintf("%s (pid %d)", a.Comm, a.PID)
+}
+
+// acts says who has to act, in the words of the messages.
+func acts(o probes.Owner) string {
+	switch o {
+	case probes.AKS:
+		return "AKS"
+	case probes.Customer:
+		return "you"
+	}
+	return "AKS or you"
 }
 
 func class(s agent.Status) string { return cmp.Or(string(s), "none") }

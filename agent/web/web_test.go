@@ -119,7 +119,7 @@ func TestPage(t *testing.T) {
 		}
 		at = i
 	}
-	for _, want := range []string{"(1h0m0s ago)", "last looked never", "not looked yet", "could not look", "explains 1 more"} {
+	for _, want := range []string{"(1h0m0s ago)", "last good look never", "acts: you", "not looked yet", "could not look", "explains 1 more"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("%q is missing", want)
 		}
