@@ -85,12 +85,16 @@ type Finding struct {
 	trace              probes.Key
 	first, clean, seen time.Duration // monotonic: as in standing
 	gone               bool          // in its clear time
+	known              bool          // told as raised, and not taken back
 }
 
 // Stands tells whether the finding turns its condition True.
 func (f *Finding) Stands() bool {
-	return !f.Held && !f.Waived && !f.Unseen && f.Severity >= probes.Warning
+	return f.drifts() && !f.Unseen
 }
+
+// drifts tells whether the finding would stand if it were seen.
+func (f *Finding) drifts() bool { return !f.Held && !f.Waived && f.Severity >= probes.Warning }
 
 func (f *Finding) same(g *Finding) bool {
 	return f.Reason == g.Reason && f.ID == g.ID && f.Subject == g.Subject

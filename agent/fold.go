@@ -338,7 +338,7 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 			}
 		}
 	}
-	unseen := slices.IndexFunc(c.Findings, func(f Finding) bool { return f.Unseen && !f.Held && !f.Waived && f.Severity >= probes.Warning })
+	unseen := slices.IndexFunc(c.Findings, func(f Finding) bool { return f.Unseen && f.drifts() })
 	switch {
 	case first >= 0:
 		c.Status, c.Reason, c.Message = True, c.Findings[first].Reason, c.Findings[first].line(counts-1)

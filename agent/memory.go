@@ -159,6 +159,9 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 	c.Status, c.Reason, c.Message = p.Status, clean(p.Reason, maxField), clean(p.Message, maxMessage)
 	c.LastTransitionTime, c.LastCheckTime = p.LastTransitionTime, p.LastGood.Wall
 	c.Findings, _ = l.state.findings(l.sub, rules, l.sub.spec.UnknownAfter, now)
+	for i := range c.Findings {
+		c.Findings[i].known = c.Status == True && c.Findings[i].drifts()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view.condition, l.view.standing, l.view.lastGood = l.state.Condition, l.state.Standing, l.state.LastGood

@@ -96,10 +96,14 @@ func acts(o probes.Owner) string {
 	return "acts: AKS or you"
 }
 
-// clause is what is wrong, without who did it and who acts.
+// clause is what is wrong, without who did it and who acts. It names the subject
+// unless the message does, or the source is it.
 func (f *Finding) clause() string {
-	if f.Message != "" {
+	switch {
+	case f.Message != "" && (f.Subject == "" || f.Subject == f.Source || strings.Contains(f.Message, f.Subject)):
 		return f.Message
+	case f.Message != "":
+		return f.Subject + ": " + f.Message
 	}
 	return fmt.Sprintf("%s is %s, want %s", f.Subject, blank(f.Observed), blank(f.Wanted))
 }

@@ -14,8 +14,8 @@ import (
 // but no actor yet waits up to a second for it.
 func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []Happening {
 	before, after := &old.Condition, &s.Condition
+	raised, cleared := s.news(before)
 	var waiting []owed
-	raised := toldOnlyIn(after, before)
 	for len(raised) > 0 {
 		var group []*Finding
 		group, raised = takeGroup(raised)
@@ -24,7 +24,6 @@ func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []H
 			text: func(a *Actor) string { f := *first; f.Actor = a; return f.line(more) }})
 	}
 	if after.Status != Unknown {
-		cleared := toldOnlyIn(before, after)
 		for len(cleared) > 0 {
 			var group []*Finding
 			group, cleared = takeGroup(cleared)
@@ -38,33 +37,35 @@ func (s *state) tell(sub *subject, old *state, journal Journal, now Instant) []H
 	return s.deliver(sub, old, waiting, journal, now)
 }
 
-// toldOnlyIn lists the findings that a reader of c knows of and one of d does not.
-func toldOnlyIn(c, d *Condition) (list []*Finding) {
-	for i := range c.Findings {
-		if f := &c.Findings[i]; c.told(f) && !d.tells(f, i) {
-			list = append(list, f)
+// news lists the findings that a reader does not know of yet, and those that are
+// no longer there. What was out of sight for a while is neither, as long as the
+// condition stayed True for another one; what turns Unknown is forgotten.
+func (s *state) news(before *Condition) (raised, cleared []*Finding) {
+	after := &s.Condition
+	for i := range after.Findings {
+		f := &after.Findings[i]
+		was := before.known(f, i)
+		f.known = after.Status == True && f.drifts() && (was || f.Stands())
+		if f.known && !was {
+			raised = append(raised, f)
 		}
 	}
-	return list
-}
-
-// told tells whether a reader of the condition knows of the finding: it stands,
-// or it stood and is out of sight while another keeps the condition True.
-func (c *Condition) told(f *Finding) bool {
-	if c.Status != True || !f.Unseen {
-		return f.Stands()
+	for i := range before.Findings {
+		if f := &before.Findings[i]; f.known && !after.known(f, i) {
+			cleared = append(cleared, f)
+		}
 	}
-	return !f.Held && !f.Waived && f.Severity >= probes.Warning
+	return raised, cleared
 }
 
-// tells tells whether the reader knows of a finding that was at index i before.
-func (c *Condition) tells(f *Finding, i int) bool {
-	if i < len(c.Findings) && c.Findings[i].same(f) {
-		return c.told(&c.Findings[i])
+// known tells whether a reader knows of a finding, which is likely to be at index at.
+func (c *Condition) known(f *Finding, at int) bool {
+	if at < len(c.Findings) && c.Findings[at].same(f) {
+		return c.Findings[at].known
 	}
 	for i := range c.Findings {
 		if g := &c.Findings[i]; g.same(f) {
-			return c.told(g)
+			return g.known
 		}
 	}
 	return false
@@ -175,10 +176,11 @@ func (s *state) settleOwed(out []Happening, w owed, journal Journal, now Instant
 // somebody else: who mends a thing did not break it.
 func (s *state) still(w *owed) bool {
 	i := slices.IndexFunc(s.Condition.Findings, func(g Finding) bool { return g.same(w.f) })
+	known := i >= 0 && s.Condition.Findings[i].known
 	if w.h.Kind == Cleared {
-		return i < 0 || !s.Condition.told(&s.Condition.Findings[i])
+		return !known
 	}
-	return i >= 0 && s.Condition.told(&s.Condition.Findings[i]) && !s.Condition.Findings[i].gone
+	return known && !s.Condition.Findings[i].gone
 }
 
 // told is the happening as it is told at last.

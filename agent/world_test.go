@@ -105,6 +105,7 @@ type world struct {
 	sub     *subject
 	rules   *Rules
 	journal diary
+	nobody  bool // there is no journal
 	state   state
 	now     Instant
 }
@@ -122,7 +123,11 @@ func (w *world) fold(l looked) ([]Happening, time.Duration) {
 	w.t.Helper()
 	l.at = w.now
 	old, before := w.state, deepCopy(&w.state)
-	s, happened, again := fold(w.sub, w.rules, w.state, &l, w.journal, w.now)
+	var journal Journal
+	if !w.nobody {
+		journal = w.journal
+	}
+	s, happened, again := fold(w.sub, w.rules, w.state, &l, journal, w.now)
 	if !reflect.DeepEqual(before, deepCopy(&old)) {
 		w.t.Fatalf("the old state was changed:\n%+v\nwas\n%+v", old, before)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,12 +65,6 @@ func TestDrift(t *testing.T) {
 		{name: "a masked file unmasked", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.tcp_syn_retries",
 			breaks:  "echo net.ipv4.tcp_syn_retries=4 >/run/sysctl.d/80-masked.conf; ln -s /dev/null /etc/sysctl.d/80-masked.conf; sleep 0.3; rm /etc/sysctl.d/80-masked.conf",
 			repairs: "ln -s /dev/null /etc/sysctl.d/80-masked.conf"},
-		{name: "an invalid line", reason: "SysctlFileInvalid", condition: "SysctlDrift", text: "70-bad.conf",
-			breaks: "echo this is no setting >/etc/sysctl.d/70-bad.conf", repairs: "rm /etc/sysctl.d/70-bad.conf"},
-		{name: "a key that is not there", reason: "SysctlKeyMissing", condition: "SysctlDrift", text: "net.ipv4.no_such_key",
-			breaks: "echo net.ipv4.no_such_key=1 >/etc/sysctl.d/70-none.conf", repairs: "rm /etc/sysctl.d/70-none.conf"},
-		{name: "a key that cannot be read", reason: "SysctlUnreadable", condition: "SysctlDrift", info: true,
-			breaks: "echo net.ipv6.conf.lo.stable_secret=::1 >/etc/sysctl.d/70-secret.conf", repairs: "rm /etc/sysctl.d/70-secret.conf"},
 	}
 	t.Run("node0", func(t *testing.T) {
 		t.Parallel()
@@ -86,10 +81,19 @@ func TestDrift(t *testing.T) {
 	})
 	t.Run("node2", func(t *testing.T) {
 		t.Parallel()
-		for _, f := range aksFaults {
+		for _, f := range slices.Concat(aksFaults, fileFaults) {
 			t.Run(f.name, func(t *testing.T) { f.try(t, "node2") })
 		}
 	})
+}
+
+var fileFaults = []fault{
+	{name: "an invalid line", reason: "SysctlFileInvalid", condition: "SysctlDrift", text: "70-bad.conf",
+		breaks: "echo this is no setting >/etc/sysctl.d/70-bad.conf", repairs: "rm /etc/sysctl.d/70-bad.conf"},
+	{name: "a key that is not there", reason: "SysctlKeyMissing", condition: "SysctlDrift", text: "net.ipv4.no_such_key",
+		breaks: "echo net.ipv4.no_such_key=1 >/etc/sysctl.d/70-none.conf", repairs: "rm /etc/sysctl.d/70-none.conf"},
+	{name: "a key that cannot be read", reason: "SysctlUnreadable", condition: "SysctlDrift", info: true,
+		breaks: "echo net.ipv6.conf.lo.stable_secret=::1 >/etc/sysctl.d/70-secret.conf", repairs: "rm /etc/sysctl.d/70-secret.conf"},
 }
 
 var rebootFaults = []fault{
@@ -99,15 +103,18 @@ var rebootFaults = []fault{
 		breaks: "touch /var/run/reboot-required", repairs: "rm /var/run/reboot-required"},
 	{name: "a newer kernel installed", reason: "KernelOutdated", condition: "RebootPending", info: true,
 		breaks:  `k=$(uname -r); n=$(echo $k | sed 's/^\([0-9]*\)\./9\1./'); touch /boot/vmlinuz-$k /boot/vmlinuz-$n`,
-		repairs: `k=$(uname -r); n=$(echo $k | sed 's/^\([0-9]*\)\./9\1./'); rm /boot/vmlinuz-$k /boot/vmlinuz-$n`},
+		repairs: `k=$(uname -r); n=$(echo $k | sed 's/^\([0-9]*\)\./9\1./'); rm /boot/vmlinuz-$n`},
 }
 
-// An AKS node is one with azure.json. The files that AKS writes are not there.
+// An AKS node is one with azure.json, and set up once provision.complete is there.
+// The files that AKS writes are not.
+const beAKS = "mkdir -p /etc/kubernetes /opt/azure/containers; touch /opt/azure/containers/provision.complete /etc/kubernetes/azure.json"
+
 var aksFaults = []fault{
 	{name: "AKS's own files are gone", reason: "SysctlFileTampered", condition: "SysctlDrift",
-		breaks: "mkdir -p /etc/kubernetes; touch /etc/kubernetes/azure.json", repairs: "rm /etc/kubernetes/azure.json"},
+		breaks: beAKS, repairs: "rm /etc/kubernetes/azure.json"},
 	{name: "a customer's file beats AKS's", reason: "SysctlConflict", condition: "SysctlDrift", info: true,
-		breaks:  "touch /etc/kubernetes/azure.json; echo net.ipv4.tcp_fin_timeout=60 >/etc/sysctl.d/zz-mine.conf; echo net.ipv4.tcp_fin_timeout=61 >/etc/sysctl.d/999-sysctl-aks.conf",
+		breaks:  beAKS + "; echo net.ipv4.tcp_fin_timeout=60 >/etc/sysctl.d/zz-mine.conf; echo net.ipv4.tcp_fin_timeout=61 >/etc/sysctl.d/999-sysctl-aks.conf",
 		repairs: "rm /etc/sysctl.d/zz-mine.conf /etc/sysctl.d/999-sysctl-aks.conf /etc/kubernetes/azure.json"},
 }
 
