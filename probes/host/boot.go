@@ -66,6 +66,9 @@ func (p Processes) Boot() (Boot, error) {
 
 // file reads a small file of /proc.
 func (p Processes) file(name string) (string, error) {
+	if err := p.fails(name); err != nil {
+		return "", fmt.Errorf("read /proc/%s: %w", name, err)
+	}
 	b, err := within(p.calls, name, func() ([]byte, error) { return os.ReadFile(filepath.Join(p.dir, name)) })
 	return string(b), err
 }

@@ -30,6 +30,22 @@ type Processes struct {
 	dir   string
 	live  bool // a procfs of this kernel, and not a recorded folder
 	calls *calls
+	fault func(name string) error
+}
+
+// WithFaults returns the same processes, of which a recorded one can also fail:
+// f is asked about each name before it is read ("812/maps", "." for the list),
+// and its error is the answer. A recorded /proc has no other way to refuse.
+func (p Processes) WithFaults(f func(name string) error) Processes {
+	p.fault = f
+	return p
+}
+
+func (p Processes) fails(name string) error {
+	if p.fault == nil {
+		return nil
+	}
+	return p.fault(name)
 }
 
 // OpenProcesses uses the processes in a folder: /proc, or a recorded folder of
@@ -37,7 +53,7 @@ type Processes struct {
 func OpenProcesses(dir string) Processes {
 	var st unix.Statfs_t
 	err := unix.Statfs(dir, &st)
-	return Processes{dir, err == nil && st.Type == unix.PROC_SUPER_MAGIC, newCalls(fileDeadline)}
+	return Processes{dir: dir, live: err == nil && st.Type == unix.PROC_SUPER_MAGIC, calls: newCalls(fileDeadline)}
 }
 
 // List yields every process. Each is closed after its turn. That there is none,
@@ -68,6 +84,9 @@ func (p Processes) List() iter.Seq2[*Process, error] {
 func (p Processes) pids() ([]int, error) {
 	if p.dir == "" {
 		return nil, errors.New("list processes: no /proc")
+	}
+	if err := p.fails("."); err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
 	}
 	entries, err := within(p.calls, ".", func() ([]os.DirEntry, error) { return os.ReadDir(p.dir) })
 	if err != nil {
@@ -105,7 +124,7 @@ func (p Processes) Process(pid int) (*Process, error) {
 			return nil, fmt.Errorf("open process %d: %w", pid, err)
 		}
 	}
-	process := &Process{pid: pid, pidfd: fds, dir: filepath.Join(p.dir, strconv.Itoa(pid)), calls: p.calls}
+	process := &Process{pid: pid, pidfd: fds, dir: filepath.Join(p.dir, strconv.Itoa(pid)), in: p}
 	var err error
 	if process.proc, err = p.fs(pid); err != nil {
 		process.Close()
@@ -128,7 +147,7 @@ type Process struct {
 	pidfd int // -1: recorded
 	dir   string
 	proc  procfs.Proc
-	calls *calls
+	in    Processes
 }
 
 // PID is the process id.
@@ -268,7 +287,12 @@ func scratch(name string) bool {
 // that it was this process's.
 func readProcess[T any](p *Process, what string, read func() (T, error)) (T, error) {
 	var zero T
-	v, err := within(p.calls, strconv.Itoa(p.pid)+"/"+what, read)
+	name := strconv.Itoa(p.pid) + "/" + what
+	err := p.in.fails(name)
+	v := zero
+	if err == nil {
+		v, err = within(p.in.calls, name, read)
+	}
 	if gone := p.Alive(); gone != nil || errors.Is(err, unix.ESRCH) {
 		return zero, fmt.Errorf("read %s of process %d: %w", what, p.pid, ErrProcessGone)
 	}

@@ -35,7 +35,11 @@ func (r *recorded) fails(name string) error {
 // guard asks a question unless the path, or what its links lead to, fails.
 func guard[T any](f *faulty, op, name string, reads bool, ask func(string) (T, error)) (T, error) {
 	var zero T
-	for _, at := range []string{name, follow(f.Files, name, !strings.HasPrefix(op, "l"))} {
+	at := []string{name, follow(f.Files, name, false)}
+	if !strings.HasPrefix(op, "l") || op == "list" {
+		at = append(at, follow(f.Files, name, true))
+	}
+	for _, at := range at {
 		err := f.fails(at)
 		if err == nil && reads && f.unreadable(at) {
 			err = unix.EACCES
@@ -89,15 +93,49 @@ func (f *faulty) ReadFile(name string) ([]byte, error) {
 }
 
 func (f *faulty) ReadDir(name string) ([]fs.DirEntry, error) {
-	return guard(f, "list", name, true, f.Files.ReadDir)
+	entries, err := guard(f, "list", name, true, f.Files.ReadDir)
+	for i, e := range entries {
+		entries[i] = &datedEntry{e, f, path.Join(name, e.Name())}
+	}
+	return entries, err
 }
 
 func (f *faulty) Stat(name string) (fs.FileInfo, error) {
-	return guard(f, "stat", name, false, f.Files.Stat)
+	i, err := guard(f, "stat", name, false, f.Files.Stat)
+	return f.dated(i, follow(f.Files, name, true)), err
 }
 
 func (f *faulty) Lstat(name string) (fs.FileInfo, error) {
-	return guard(f, "lstat", name, false, f.Files.Lstat)
+	i, err := guard(f, "lstat", name, false, f.Files.Lstat)
+	return f.dated(i, follow(f.Files, name, false)), err
+}
+
+// datedEntry is an entry of a folder whose description is the recorded one.
+type datedEntry struct {
+	fs.DirEntry
+	files *faulty
+	path  string
+}
+
+func (e *datedEntry) Info() (fs.FileInfo, error) { return e.files.Lstat(e.path) }
+
+// datedInfo is a description with the recorded ctime, which no program can set.
+type datedInfo struct {
+	fs.FileInfo
+	stat host.Stat
+}
+
+func (i *datedInfo) Sys() any { return &i.stat }
+
+func (f *faulty) dated(i fs.FileInfo, name string) fs.FileInfo {
+	for _, e := range f.files {
+		if i != nil && e.name == name {
+			dated := &datedInfo{i, *i.Sys().(*host.Stat)}
+			dated.stat.Change = e.ctime
+			return dated
+		}
+	}
+	return i
 }
 
 func (f *faulty) ReadLink(name string) (string, error) {

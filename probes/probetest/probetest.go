@@ -53,7 +53,8 @@
 //	Error text
 //
 // Text after Error and NotApplicable is part of the error's text; all else is
-// compared whole. An empty want is a clean look.
+// compared whole. An empty want is a clean look. Reasons and samples must be
+// among those that the probe's Spec lists.
 //
 // Each case runs in a synctest bubble whose clock shows the case's now.
 package probetest
@@ -84,7 +85,12 @@ func Run(t *testing.T, newProbe func(*host.Node) probes.Probe) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				n := r.open(t)
-				got := outcome(look(t, newProbe(n)))
+				p := newProbe(n)
+				l, err := look(t, p)
+				got := outcome(l, err)
+				for _, wrong := range strays(p.Spec(), l) {
+					t.Error(wrong)
+				}
 				if diff := r.differs(got); diff != "" {
 					t.Errorf("%s\nthe look differs from the wanted one (-want +got):\n%s", r.comment, diff)
 				}
@@ -99,6 +105,36 @@ func look(t *testing.T, p probes.Probe) (probes.Look, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), p.Spec().Timeout)
 	defer cancel()
 	return p.Check(ctx)
+}
+
+// strays returns what a look tells outside of what its probe's Spec closes.
+func strays(spec probes.Spec, l probes.Look) (wrong []string) {
+	known := func(name string) bool {
+		return slices.ContainsFunc(spec.Reasons, func(r probes.Reason) bool { return r.Name == name })
+	}
+	for _, f := range l.Findings {
+		if !known(f.Reason) {
+			wrong = append(wrong, fmt.Sprintf("finding %s: no reason of the probe", f.Reason))
+		}
+	}
+	for _, n := range l.NotJudged {
+		if name, why, ok := strings.Cut(n, ": "); !ok || !known(name) || why == "" {
+			wrong = append(wrong, fmt.Sprintf("not judged %q: want a reason of the probe, a colon and why", n))
+		}
+	}
+	for _, s := range l.Samples {
+		i := slices.IndexFunc(spec.Metrics, func(m probes.Metric) bool { return m.Name == s.Name })
+		if i < 0 || len(spec.Metrics[i].Labels) != len(s.Labels) {
+			wrong = append(wrong, fmt.Sprintf("sample %s%q: no metric of the probe", s.Name, s.Labels))
+			continue
+		}
+		for j, label := range spec.Metrics[i].Labels {
+			if !slices.Contains(label.Values, s.Labels[j]) {
+				wrong = append(wrong, fmt.Sprintf("sample %s: %s is %q, which the metric does not list", s.Name, label.Name, s.Labels[j]))
+			}
+		}
+	}
+	return wrong
 }
 
 // load reads all recorded nodes of the package under test.

@@ -83,10 +83,25 @@ func parse(archive *txtar.Archive) (*recorded, error) {
 	if !seen["want"] {
 		return nil, errors.New("no want entry")
 	}
+	if err := errors.Join(belowLinks(r.files), belowLinks(r.proc)); err != nil {
+		return nil, err
+	}
 	for i := range r.files {
 		r.files[i].stamp(r.now.Add(-time.Hour))
 	}
 	return r, nil
+}
+
+// belowLinks refuses entries below a link: they would be made wherever it leads.
+func belowLinks(entries []entry) error {
+	for _, l := range entries {
+		for _, e := range entries {
+			if l.kind == fs.ModeSymlink && e.name != l.name && below(e.name, l.name) {
+				return fmt.Errorf("%s is below the link %s: name its real path", e.name, l.name)
+			}
+		}
+	}
+	return nil
 }
 
 // take sorts one entry in.
@@ -211,13 +226,36 @@ func (e *entry) stamp(usual time.Time) {
 	}
 }
 
-// open makes the recorded node real in a temporary folder, sets the bubble's
-// clock, and opens the node as the agent does.
+// place is a folder in which a recorded node is real: root, proc and, for what
+// must not be reached, outside.
+type place string
+
+// of is where a path of the node is: proc/… is not in the root.
+func (p place) of(name string) string {
+	if below(name, "proc") {
+		return filepath.Join(string(p), name)
+	}
+	return filepath.Join(string(p), "root", name)
+}
+
+// below tells whether a path is a folder or something in it.
+func below(name, folder string) bool { return name == folder || strings.HasPrefix(name, folder+"/") }
+
+// open sets the bubble's clock, makes the recorded node real in a temporary
+// folder, and opens it as the agent does.
 func (r *recorded) open(t *testing.T) *host.Node {
 	t.Helper()
 	r.setClock(t)
-	dir := t.TempDir()
-	root, proc := filepath.Join(dir, "root"), filepath.Join(dir, "proc")
+	n, done := r.node(t, r.make(t))
+	t.Cleanup(done)
+	return n
+}
+
+// make makes the recorded node real.
+func (r *recorded) make(t *testing.T) place {
+	t.Helper()
+	at := place(t.TempDir())
+	root, proc := at.of("."), at.of("proc")
 	for _, d := range []string{root, proc, filepath.Join(proc, "sys")} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -226,29 +264,46 @@ func (r *recorded) open(t *testing.T) *host.Node {
 	if err := errors.Join(materialise(root, r.files), materialise(proc, r.proc)); err != nil {
 		t.Fatal(err)
 	}
-	files, err := host.OpenRoot(root)
+	r.serve(t, root)
+	return at
+}
+
+// node opens a recorded node that is real, and returns what closes it.
+func (r *recorded) node(t *testing.T, at place) (n *host.Node, done func()) {
+	t.Helper()
+	files, err := host.OpenRoot(at.of("."))
 	if err != nil {
 		t.Fatal(err)
 	}
-	sysctls, err := host.OpenSysctls(filepath.Join(proc, "sys"))
+	sysctls, err := host.OpenSysctls(at.of("proc/sys"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &host.Node{
+	n = &host.Node{
 		Root:   &faulty{Files: files, recorded: r},
-		Proc:   host.OpenProcesses(proc),
+		Proc:   host.OpenProcesses(at.of("proc")).WithFaults(func(name string) error { return r.fails(path.Join("proc", name)) }),
 		Sysctl: &faultySysctls{sysctls, r},
 		Units:  host.NewSystemd(files),
 		Kernel: r.kernel,
 	}
-	if r.state == "" && len(r.units) > 0 {
-		r.state = "running"
+	return n, func() { files.Close(); sysctls.Close(); n.Units.Close() }
+}
+
+// serve lets a stand-in answer for the recorded systemd, if there is one.
+func (r *recorded) serve(t *testing.T, root string) {
+	t.Helper()
+	state := r.state
+	if state == "" && len(r.units) == 0 {
+		return
+	} else if state == "" {
+		state = "running"
 	}
-	if r.state != "" {
-		ServeSystemd(t, root, r.state, r.units, PrivateSocket, BusSocket)
+	s := ServeSystemd(t, root, state, r.units, PrivateSocket, BusSocket)
+	for name, err := range r.faults {
+		if unit, ok := strings.CutPrefix(name, "systemd/"); ok {
+			s.Fail(unit, err)
+		}
 	}
-	t.Cleanup(func() { files.Close(); sysctls.Close(); n.Units.Close() })
-	return n
 }
 
 // materialise writes entries below a folder: folders' times last, since what is

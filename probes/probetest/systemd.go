@@ -36,6 +36,7 @@ type Systemd struct {
 	units    map[dbus.ObjectPath]host.Unit
 	shutdown bool
 	silent   bool
+	faults   map[dbus.ObjectPath]error
 	asked    []string
 	conns    map[net.Conn]string // and the socket each came by
 	serial   uint32
@@ -51,7 +52,7 @@ const (
 // test ends. The state is the manager's: "running".
 func ServeSystemd(t testing.TB, root, state string, units map[string]host.Unit, sockets ...string) *Systemd {
 	t.Helper()
-	s := &Systemd{state: state, units: map[dbus.ObjectPath]host.Unit{}, conns: map[net.Conn]string{}}
+	s := &Systemd{state: state, units: map[dbus.ObjectPath]host.Unit{}, conns: map[net.Conn]string{}, faults: map[dbus.ObjectPath]error{}}
 	for name, u := range units {
 		s.units[unitPath(name)] = u
 	}
@@ -70,6 +71,7 @@ func (s *Systemd) listen(t testing.TB, root, socket string) {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	os.Remove(filepath.Join(root, socket)) // a recorded file stands for the socket
 	fd, err := unix.Open(folder, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -109,8 +111,7 @@ func (s *Systemd) Drop() {
 	}
 }
 
-// Set changes a unit, and SetState the manager's state; Announce lets logind
-// announce a shutdown, and Silence lets all questions go unanswered.
+// Set changes a unit.
 func (s *Systemd) Set(name string, u host.Unit) { s.change(func() { s.units[unitPath(name)] = u }) }
 
 // SetState changes the manager's state.
@@ -118,6 +119,9 @@ func (s *Systemd) SetState(state string) { s.change(func() { s.state = state }) 
 
 // Announce lets logind announce a shutdown, or call it off.
 func (s *Systemd) Announce(shutdown bool) { s.change(func() { s.shutdown = shutdown }) }
+
+// Fail lets questions about a unit be answered with an error.
+func (s *Systemd) Fail(name string, err error) { s.change(func() { s.faults[unitPath(name)] = err }) }
 
 // Silence lets questions go unanswered.
 func (s *Systemd) Silence(silent bool) { s.change(func() { s.silent = silent }) }
@@ -227,6 +231,9 @@ func (s *Systemd) reply(conn net.Conn, msg *dbus.Message) {
 		return
 	}
 	body, err := s.answer(s.conns[conn], path, method, msg.Body)
+	if fault := s.faults[path]; fault != nil {
+		err = fault
+	}
 	reply := &dbus.Message{Type: dbus.TypeMethodReply, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
 		dbus.FieldReplySerial: dbus.MakeVariant(msg.Serial()),
 	}}
