@@ -198,6 +198,10 @@ func (a *Agent) frozen(ctx context.Context) bool {
 	return true
 }
 
+// Leave says a last time whether the node is shutting down: a service manager
+// that stops everything stops the agent too, before it has heard of it.
+func (a *Agent) Leave(ctx context.Context) { a.frozen(ctx) }
+
 // thaw goes on when a shutdown was called off.
 func (a *Agent) thaw(ctx context.Context) {
 	if a.asksStopping(ctx) {

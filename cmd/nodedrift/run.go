@@ -177,8 +177,13 @@ func (d *daemon) Publish(happened []agent.Happening) { d.api.publish(happened) }
 
 // run runs all parts until ctx ends or one of them fails.
 func (d *daemon) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	stop := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(stop))
 	defer cancel(nil)
+	defer context.AfterFunc(stop, func() {
+		d.agent.Leave(ctx)
+		cancel(nil)
+	})()
 	d.log.Info("looking", "node", d.flags.node, "root", d.flags.root, "version", version, "boot", d.boot.ID, "listen", d.flags.listen.withLoopback())
 	var parts sync.WaitGroup
 	for _, part := range []func(context.Context) error{d.agent.Run, d.web.Run, d.api.run, d.followConfig} {

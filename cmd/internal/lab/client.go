@@ -50,6 +50,13 @@ func (l *Lab) DialContext(ctx context.Context, network, addr string) (conn net.C
 // Client speaks to the API server as cluster admin, from within this process.
 func (l *Lab) Client() *http.Client { return l.client }
 
+// Anonymous speaks to the API server with no identity of its own: a request brings its token.
+func (l *Lab) Anonymous() *http.Client {
+	t := l.client.Transport.(*http.Transport).Clone()
+	t.TLSClientConfig.Certificates = nil
+	return &http.Client{Transport: t}
+}
+
 func (l *Lab) newClient() (*http.Client, error) {
 	ca, cert, key := l.Credentials()
 	pem, err := os.ReadFile(ca)

@@ -241,10 +241,15 @@ func (n *Node) Reboot(ctx context.Context) error {
 
 // stop asks systemd and waits for systemd-nspawn to end: with --keep-unit it leaves booting again to its caller.
 func (n *Node) stop(ctx context.Context, how string) error {
-	p := n.lab.process(n.name)
-	if _, err := n.Exec(ctx, "systemctl", "--no-block", how); err != nil && p.alive() {
+	if _, err := n.Exec(ctx, "systemctl", "--no-block", how); err != nil && n.lab.process(n.name).alive() {
 		return err
 	}
+	return n.Off(ctx)
+}
+
+// Off waits until a node that was told to stop, by whatever command, is off.
+func (n *Node) Off(ctx context.Context) error {
+	p := n.lab.process(n.name)
 	err := poll(ctx, func(context.Context) error {
 		if p.alive() {
 			return fmt.Errorf("%s does not stop", n.name)
