@@ -34,7 +34,10 @@ type pending struct {
 // is a folder of its own, there too.
 func (p *Probe) findMarker() (pending, error) {
 	places := []string{"run"}
-	if info, err := p.root.Lstat("var/run"); err == nil && info.IsDir() {
+	switch info, err := p.root.Lstat("var/run"); {
+	case err != nil && !absent(err):
+		return pending{}, fmt.Errorf("see the reboot marker: %w", err)
+	case err == nil && info.IsDir():
 		places = append(places, "var/run")
 	}
 	for _, place := range places {
@@ -52,11 +55,11 @@ func (p *Probe) findMarker() (pending, error) {
 	}
 	// A missing marker proves nothing until the folder that would hold it is seen
 	// to be a live /run.
-	switch info, err := p.root.Stat("run/systemd"); {
+	switch live, err := p.root.ReadDir("run/systemd"); {
 	case err != nil:
 		return pending{}, fmt.Errorf("see the node's /run: %w", err)
-	case !info.IsDir():
-		return pending{}, errors.New("see the node's /run: /run/systemd is no folder")
+	case len(live) == 0:
+		return pending{}, errors.New("see the node's /run: /run/systemd is empty")
 	}
 	return pending{}, nil
 }

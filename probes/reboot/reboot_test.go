@@ -137,3 +137,23 @@ func TestExplain(t *testing.T) {
 		t.Errorf("a kernel alone (-want +got):\n%s", diff)
 	}
 }
+
+func TestCovered(t *testing.T) { probetest.Covers(t, (&Probe{}).Spec()) }
+
+func TestHostile(t *testing.T) {
+	const (
+		image = "usr/lib/modules/*/modules.dep" // only whether it is there is asked
+		other = "var/run"                       // not a folder: no second place to look
+	)
+	probetest.Hostile(t, newProbe, probetest.Lawful{
+		probetest.Absent:  {other},
+		probetest.Empty:   {image, other},
+		probetest.Folder:  {image, other},
+		probetest.FIFO:    {image, other},
+		probetest.Sparse:  {image, other},
+		probetest.Noise:   {image, other},
+		probetest.LinkUp:  {"run/reboot-required", other}, // leads nowhere: no marker
+		probetest.LinkOut: {"run/reboot-required", other},
+		probetest.Loop:    {other},
+	})
+}

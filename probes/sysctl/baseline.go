@@ -122,9 +122,13 @@ func provisionedAt(root tree) (time.Time, error) {
 	return time.Time{}, nil
 }
 
-// touchedAfter says whether a file, a link or a folder was changed after a time.
-// The ctime, where it is known, shows an edit whose author put the mtime back.
+// touchedAfter says whether a file, a link or a folder was changed after a time,
+// or was taken away. The ctime, where it is known, shows an edit whose author put
+// the mtime back.
 func touchedAfter(root tree, name string, since time.Time) bool {
+	if _, err := root.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
 	for _, stat := range []func(string) (fs.FileInfo, error){root.Lstat, root.Stat} {
 		info, err := stat(name)
 		if err != nil {

@@ -69,7 +69,7 @@ func (t *table) judge(w *watched) (*probes.Finding, error) {
 
 // changed compares the value read last with the declared one.
 func (t *table) changed(w *watched) *probes.Finding {
-	if !w.seen || podLink(w.key) && w.globbed {
+	if !w.seen {
 		return nil
 	}
 	live := string(w.last)

@@ -9,7 +9,8 @@ import (
 // Some keys have a second lawful writer, which starts after systemd-sysctl and
 // sets its own value. Such a value is not drift (facts: AKS node, section 1.4).
 
-// podLinks are the host's ends of pod networks: their CNI sets their keys.
+// podLinks are the host's ends of pod networks. Their CNI sets their keys, so a
+// glob that happens to cover them declares nothing about them.
 var podLinks = []string{"azv*", "veth*", "lxc*", "cilium_*", "cali*", "docker*", "cbr*", "cni*", "azure*", "br-*", "eni*", "nodelocaldns*", "kube-*"}
 
 // podLink is true for the key of such a link.

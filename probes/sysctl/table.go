@@ -81,7 +81,7 @@ func (t *table) settings() []setting {
 // the kernel's defaults, kubelet's.
 func (t *table) watchAll(settings []setting, old *table) {
 	for _, s := range settings {
-		if !triggers[s.key] {
+		if !triggers[s.key] && !(s.globbed && podLink(s.key)) {
 			t.watch = append(t.watch, watched{setting: &s, key: s.key})
 		}
 	}
