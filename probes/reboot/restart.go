@@ -59,34 +59,18 @@ func (p *Probe) deletedByUnit(ctx context.Context) (map[string][]string, error) 
 		if err != nil {
 			return found, err
 		}
-		// A shim stays with its pod through every update of containerd.
-		if comm, err := process.Comm(); err == nil && strings.HasPrefix(comm, "containerd-shim") {
-			continue
-		}
-		group, err := process.Cgroup()
-		unit := serviceOf(group)
-		if err == nil && unit == "" {
-			continue
-		}
-		var files []string
-		if err == nil {
-			files, err = process.DeletedLibraries()
-		}
+		unit, files, err := deletedBy(process)
 		switch {
 		case errors.Is(err, host.ErrProcessGone):
-			continue
 		case err != nil:
 			refused = err
-			continue
-		}
-		for _, f := range files {
-			if name := path.Base(f); !slices.Contains(found[unit], name) {
-				found[unit] = append(found[unit], name)
+		case len(files) > 0:
+			for _, f := range files {
+				found[unit] = append(found[unit], path.Base(f))
 			}
+			slices.Sort(found[unit])
+			found[unit] = slices.Compact(found[unit])
 		}
-	}
-	for _, names := range found {
-		slices.Sort(names)
 	}
 	switch e, ok := errors.AsType[*fs.PathError](refused); {
 	case errors.Is(refused, fs.ErrPermission):
@@ -95,6 +79,24 @@ func (p *Probe) deletedByUnit(ctx context.Context) (map[string][]string, error) 
 		return found, fmt.Errorf("read a process's maps: %w", e.Err)
 	}
 	return found, refused
+}
+
+// deletedBy names a process's service and the replaced files that it runs; none
+// for what is no service.
+func deletedBy(process *host.Process) (unit string, files []string, err error) {
+	// A shim stays with its pod through every update of containerd.
+	if comm, err := process.Comm(); err == nil && strings.HasPrefix(comm, "containerd-shim") {
+		return "", nil, nil
+	}
+	group, err := process.Cgroup()
+	if err != nil {
+		return "", nil, err
+	}
+	if unit = serviceOf(group); unit == "" {
+		return "", nil, nil
+	}
+	files, err = process.DeletedLibraries()
+	return unit, files, err
 }
 
 // serviceOf is the system service that a cgroup belongs to, "" for pods, users'
