@@ -34,6 +34,18 @@ type record struct {
 type past struct {
 	looks        []record
 	unknownAfter int
+	fates        []fate // of the catalogue's reasons, after the last look
+}
+
+// add appends a look and says what the status is then.
+func (p *past) add(r record) Status {
+	p.looks, p.fates = append(p.looks, r), p.fates[:0]
+	for i := range catalogue {
+		p.fates = append(p.fates, p.fate(&catalogue[i]))
+	}
+	status := p.status()
+	p.looks[len(p.looks)-1].status = status
+	return status
 }
 
 // A fate is what has become of one reason by the end of the past.
@@ -100,7 +112,7 @@ func (p *past) status() Status {
 	}
 	stands, unseen := false, false
 	for i := range catalogue {
-		f, severity := p.fate(&catalogue[i]), catalogue[i].Severity
+		f, severity := p.fates[i], catalogue[i].Severity
 		if s := last.rules.Reasons[catalogue[i].Name].Severity; s != 0 {
 			severity = s
 		}
@@ -128,7 +140,7 @@ func (p *past) due() (due time.Duration) {
 	last := &p.looks[len(p.looks)-1]
 	for i := range catalogue {
 		r := &catalogue[i]
-		if f := p.fate(r); f.here && f.blind == 0 {
+		if f := p.fates[i]; f.here && f.blind == 0 {
 			if !f.confirmed {
 				due = sooner(due, f.since+last.rules.hold(r, 0)-last.at)
 			} else if f.goneAt >= 0 {
@@ -215,20 +227,18 @@ var pauses = []time.Duration{0, 1, 100 * time.Millisecond, time.Second, 5 * time
 // compares each verdict with the model's.
 func TestFoldAgainstModel(t *testing.T) {
 	t.Parallel()
-	const lives, looks = 5000, 40
-	for seed := range uint64(lives) {
-		life := &life{t: t, seed: seed, chance: &chance{rand.New(rand.NewPCG(seed, 1)), map[string]bool{}}, world: newWorld(t), raised: map[string]bool{}}
-		life.past.unknownAfter = 1 + int(seed%3)
-		life.world.sub.spec.UnknownAfter = life.past.unknownAfter
-		life.somebody = seed%2 == 1
-		life.world.nobody = !life.somebody
-		for range looks {
-			life.step()
-		}
-		life.end()
-		if t.Failed() {
-			return
-		}
+	const looks, shards = 25, 4
+	lives := uint64(8000)
+	if testing.Short() {
+		lives = 800
+	}
+	for shard := range uint64(shards) {
+		t.Run("", func(t *testing.T) {
+			t.Parallel()
+			for seed := shard; seed < lives; seed += shards {
+				newLife(t, seed).live(looks)
+			}
+		})
 	}
 }
 
@@ -245,7 +255,23 @@ type life struct {
 	raised   map[string]bool // reasons that were told and not taken back
 	told     []string        // changes of status as they were told
 	want     []string        // and as they were
-	script   []string
+	script   []func() string // told only when something fails
+}
+
+func newLife(t *testing.T, seed uint64) *life {
+	l := &life{t: t, seed: seed, chance: &chance{rand.New(rand.NewPCG(seed, 1)), map[string]bool{}}, world: newWorld(t), raised: map[string]bool{}}
+	l.past.unknownAfter = 1 + int(seed%3)
+	l.world.sub.spec.UnknownAfter = l.past.unknownAfter
+	l.somebody = seed/8%2 == 1
+	l.world.nobody = !l.somebody
+	return l
+}
+
+func (l *life) live(looks int) {
+	for range looks {
+		l.step()
+	}
+	l.end()
 }
 
 func (l *life) step() {
@@ -281,14 +307,15 @@ func (l *life) look(r record, look looked) {
 	w := l.world
 	before := w.state.Condition
 	happened, again := w.fold(look)
-	after := w.state.Condition
-	l.past.looks = append(l.past.looks, r)
-	last := &l.past.looks[len(l.past.looks)-1]
-	last.status = l.past.status()
-	l.script = append(l.script, fmt.Sprintf("%s restarted=%t withdrawn=%t failed=%t starved=%t seen=%v unjudged=%v rules=%+v -> %s (%s)", r.at, r.restarted,
-		r.withdrawn, r.failed, r.starved, r.seen, r.unjudged, *r.rules, tellAll(&w.state, happened, again), last.status))
-	if after.Status != last.status {
-		l.fail("status %q, want %q", after.Status, last.status)
+	now := w.state
+	after := now.Condition
+	status := l.past.add(r)
+	l.script = append(l.script, func() string {
+		return fmt.Sprintf("%s restarted=%t withdrawn=%t failed=%t starved=%t seen=%v unjudged=%v rules=%+v -> %s (%s)", r.at, r.restarted,
+			r.withdrawn, r.failed, r.starved, r.seen, r.unjudged, *r.rules, tellAll(&now, happened, again), status)
+	})
+	if after.Status != status {
+		l.fail("status %q, want %q", after.Status, status)
 	}
 	if due := l.past.due(); !l.somebody && again != due {
 		l.fail("look again in %s, want %s", again, due)
@@ -387,5 +414,8 @@ var silent = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func (l *life) fail(format string, args ...any) {
 	l.t.Helper()
-	l.t.Fatalf("seed %d: %s\n%s", l.seed, fmt.Sprintf(format, args...), strings.Join(l.script, "\n"))
+	for _, line := range l.script {
+		l.t.Log(line())
+	}
+	l.t.Fatalf("seed %d: %s", l.seed, fmt.Sprintf(format, args...))
 }
