@@ -60,7 +60,7 @@ func (p Processes) Boot() (Boot, error) {
 	age := max(up-started, 0)
 	return Boot{
 		ID: strings.TrimSpace(id) + "/" + strconv.FormatUint(ticks, 10), Started: started,
-		Age: age, At: time.Now().Add(-age),
+		Age: age, At: time.Now().Add(-age).Round(0), // wall clock only
 	}, nil
 }
 

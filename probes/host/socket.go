@@ -15,8 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dial connects to a unix socket of the node, "run/containerd/containerd.sock",
-// however long its path is and wherever in the root its links lead.
+// Dial connects to a unix socket of the node: "run/containerd/containerd.sock".
+func (n *Node) Dial(ctx context.Context, name string) (net.Conn, error) {
+	d, ok := n.Root.(interface {
+		Dial(context.Context, string) (net.Conn, error)
+	})
+	if !ok {
+		return nil, &fs.PathError{Op: "dial", Path: nodePath(name), Err: errors.ErrUnsupported}
+	}
+	return d.Dial(ctx, name)
+}
+
+// Dial connects to a unix socket of the node, however long its path is and wherever in the root its links lead.
 func (r *Root) Dial(ctx context.Context, name string) (net.Conn, error) {
 	fd, err := ask(r, "dial", name, func(name string) (int, error) {
 		fd, err := r.open(name, unix.O_PATH)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -167,20 +168,54 @@ func (s *Systemd) take(ctx context.Context) error {
 
 func (s *Systemd) give() { <-s.turn }
 
-// call makes a call, and once more when it turns out that the connection had ended.
+// call makes a call. When it turns out that the connection has ended it is made
+// again over a new one, with pauses: a daemon-reexec takes a tenth of a second, in
+// which nobody listens.
 func call[T any](ctx context.Context, s *Systemd, ask func(*systemd.Conn) (T, error)) (T, error) {
-	for again := true; ; again = false {
+	const pauses = 5 // 10 ms doubling: 310 ms together
+	var zero T
+	lost := error(nil)
+	for i := range pauses + 1 {
 		c, err := s.connection(ctx)
-		if err != nil {
-			var zero T
+		switch {
+		case err != nil && (lost == nil || ctx.Err() != nil):
 			return zero, err
+		case err == nil:
+			var v T
+			if v, err = ask(c); !endedBy(err) || ctx.Err() != nil {
+				return v, err
+			}
+			c.Close() // which ends its links: the next turn dials
 		}
-		v, err := ask(c)
-		var refused dbus.Error // systemd's own answer
-		if err == nil || !again || ctx.Err() != nil || errors.As(err, &refused) {
-			return v, err
+		lost = err
+		if i > 0 && !pause(ctx, 5*time.Millisecond<<i) {
+			break
 		}
-		c.Close() // which ends its links: the next turn dials
+	}
+	return zero, lost
+}
+
+// endedBy tells whether an error is a connection's end, and not an answer.
+func endedBy(err error) bool {
+	var answer dbus.Error
+	if !errors.As(err, &answer) {
+		return err != nil
+	}
+	// Over the bus it is the bus that says that systemd hung up, or is not there.
+	return slices.Contains([]string{
+		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown",
+	}, answer.Name)
+}
+
+// pause waits, unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

@@ -197,7 +197,8 @@ func TestDialIsNoSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	if _, err := root.Dial(t.Context(), "run/systemd/private"); err == nil || err.Error() != "dial /run/systemd/private: not a socket" {
+	node := &host.Node{Root: root}
+	if _, err := node.Dial(t.Context(), "run/systemd/private"); err == nil || err.Error() != "dial /run/systemd/private: not a socket" {
 		t.Error(err)
 	}
 }

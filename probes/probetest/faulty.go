@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net"
 	"path"
 	"strings"
 
@@ -140,6 +141,13 @@ func (f *faulty) dated(i fs.FileInfo, name string) fs.FileInfo {
 
 func (f *faulty) ReadLink(name string) (string, error) {
 	return guard(f, "lreadlink", name, false, f.Files.ReadLink)
+}
+
+// Dial makes sockets fail, too.
+func (f *faulty) Dial(ctx context.Context, name string) (net.Conn, error) {
+	return guard(f, "dial", name, false, func(name string) (net.Conn, error) {
+		return (&host.Node{Root: f.Files}).Dial(ctx, name)
+	})
 }
 
 func (f *faulty) Watch(ctx context.Context, l host.Listener, paths ...string) error {

@@ -56,7 +56,8 @@
 // compared whole. An empty want is a clean look. Reasons and samples must be
 // among those that the probe's Spec lists.
 //
-// Each case runs in a synctest bubble whose clock shows the case's now.
+// Each case runs in a synctest bubble whose clock shows the case's now. Real
+// files and sockets are asked there; while they are, no time passes.
 package probetest
 
 import (

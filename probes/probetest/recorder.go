@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 
@@ -73,6 +74,11 @@ func (r *recorder) Lstat(name string) (fs.FileInfo, error) {
 func (r *recorder) ReadLink(name string) (string, error) {
 	r.add(name)
 	return r.Files.ReadLink(name)
+}
+
+func (r *recorder) Dial(ctx context.Context, name string) (net.Conn, error) {
+	r.add(name)
+	return (&host.Node{Root: r.Files}).Dial(ctx, name)
 }
 
 func (r *recorder) Watch(ctx context.Context, l host.Listener, names ...string) error {
