@@ -126,7 +126,7 @@ func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, 
 	s := old
 	err := s.take(sub, rules, look, now)
 	again := s.settle(sub, rules, now)
-	s.attribute(journal, old.LastGood, now)
+	s.attribute(journal, now)
 	s.decide(sub, rules, look, err, now)
 	happened := s.tell(sub, &old, journal, now)
 	if s.wantsActor(journal, now) {
@@ -288,23 +288,17 @@ func (s *state) settle(sub *subject, rules *Rules, now Instant) (again time.Dura
 }
 
 // attribute asks the journal who did what is held or was raised just now, and
-// who did what looks otherwise than before, in the look that began at last.
-func (s *state) attribute(journal Journal, last, now Instant) {
+// again who did what looks otherwise than before.
+func (s *state) attribute(journal Journal, now Instant) {
 	if journal == nil {
 		return
 	}
 	for i := range s.Standing {
 		f := &s.Standing[i]
-		since := f.CleanAt
-		switch {
-		case f.F.Trace == (probes.Key{}) || f.Gone != 0:
-			continue
-		case f.moved:
-			since = last.Mono
-		case f.Actor != nil || f.Confirmed && now.Mono-f.Raised > lateActor:
+		if f.F.Trace == (probes.Key{}) || f.Gone != 0 || !f.moved && (f.Actor != nil || f.Confirmed && now.Mono-f.Raised > lateActor) {
 			continue
 		}
-		if a, ok := journal.Who(f.F.Trace, since); ok {
+		if a, ok := journal.Who(f.F.Trace, f.CleanAt); ok {
 			f.Actor = &a
 		}
 	}

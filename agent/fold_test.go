@@ -243,6 +243,12 @@ func TestNotJudged(t *testing.T) {
 			{s, unableTo("Bad"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, see("Bad"), "True Bad, raised Bad Unknown>True"},
 		}},
+		{name: "is not raised when another ends the blindness", steps: []step{
+			{0, see("Bad", "Poor"), "True Bad, raised Bad False>True, raised Poor"},
+			{s, fail(errBroken), "True Bad"}, {s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
+			{s, unableTo("Bad", "Poor"), "True Poor, raised Poor Unknown>True"},
+			{s, see("Bad", "Poor"), "True Bad, raised Bad"},
+		}},
 		{name: "info that cannot be judged is nobody's worry", steps: []step{
 			{0, see("Note"), "False OK"}, {s, unableTo("Note"), "False OK"}, {s, unableTo("Note"), "False OK"}, {s, unableTo("Note"), "False OK"},
 		}},
@@ -488,6 +494,20 @@ func TestAttribution(t *testing.T) {
 		w.expect(s, see(), "False OK, again 100ms")
 		w.expect(s, see(), "False OK, cleared Traced True>False")
 	})
+	t.Run("who acts while nobody can look is not named for it", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.fold(see())
+		w.sleep(s)
+		w.journal.did(w.now.Mono, "it", "ns/a")
+		w.fold(see("Traced"))
+		w.expect(m, with(see("Traced"), func(f *probes.Finding) { f.Observed = "2" }), "True Traced")
+		w.journal.did(w.now.Mono, "it", "ns/b")
+		w.expect(s, unableTo("Traced"), "True Traced")
+		if got := w.state.Condition.Message; got != "it is 2, want 1; by pod ns/a; acts: you" {
+			t.Error(got)
+		}
+	})
 	t.Run("late on clear", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
@@ -519,6 +539,9 @@ func TestAttribution(t *testing.T) {
 		w.sleep(s / 2)
 		w.journal.did(w.now.Mono, "it", "ns/mender")
 		w.expect(0, see(), "True Traced, raised Traced False>True, again 1m0s")
+		if a := w.state.Condition.Findings[0].Actor; a != nil {
+			t.Errorf("%s is blamed", a.name())
+		}
 		w.expect(m, see(), "False OK, cleared Traced True>False by pod ns/mender")
 	})
 	t.Run("what is owed is told before the status moves on", func(t *testing.T) {
@@ -645,7 +668,9 @@ func TestMessages(t *testing.T) {
 	}{
 		{"observed and wanted", see("Bad/net.ipv4.ip_forward"), "net.ipv4.ip_forward is 0, want 1; acts: you"},
 		{"empty values", with(see("Bad"), func(f *probes.Finding) { f.Observed = "" }), "it is empty, want 1; acts: you"},
-		{"its own clause", with(see("Poor"), func(f *probes.Finding) { f.Message = "killed by SIGKILL" }), "killed by SIGKILL; acts: AKS"},
+		{"its own clause", with(see("Poor"), func(f *probes.Finding) { f.Message = "killed by SIGKILL" }), "it: killed by SIGKILL; acts: AKS"},
+		{"a clause that names the subject", with(see("Poor"), func(f *probes.Finding) { f.Message = "it was killed" }), "it was killed; acts: AKS"},
+		{"a subject that is the source", with(see("Bad//etc/x.conf"), func(f *probes.Finding) { f.Message, f.Source = "not a number", f.Subject }), "not a number; x.conf; acts: you"},
 		{"source", with(see("Bad"), func(f *probes.Finding) { f.Source = "/etc/sysctl.d/99-a.conf" }), "it is 0, want 1; 99-a.conf; acts: you"},
 		{"several", see("Bad/a", "Bad/b", "Poor/c", "Note/d"), "a is 0, want 1; +2 more; acts: you"},
 		{"one waived", see("Bad/a", "Bad/waived"), "a is 0, want 1; acts: you"},
@@ -720,7 +745,7 @@ func TestExplain(t *testing.T) {
 		t.Errorf("asked to explain %q", asked)
 	}
 	c := w.state.Condition
-	if c.Message != "2 routes are missing; acts: you" {
+	if c.Message != "all: 2 routes are missing; acts: you" {
 		t.Errorf("message %q", c.Message)
 	}
 	top := c.Findings[0]
