@@ -17,7 +17,7 @@ import (
 )
 
 // explain prints the catalogue's entry of a reason, or all of a condition.
-func explain(_ context.Context, c *cli, args []string) (int, error) {
+func explain(ctx context.Context, c *cli, args []string) (int, error) {
 	set, _, _ := c.flags("explain")
 	names, err := parse(set, args)
 	if err != nil {
@@ -25,7 +25,7 @@ func explain(_ context.Context, c *cli, args []string) (int, error) {
 	}
 	specs := catalogue()
 	if len(names) == 0 {
-		return listProbes(nil, c, nil)
+		return listProbes(ctx, c, nil)
 	}
 	for i, name := range names {
 		if i > 0 {

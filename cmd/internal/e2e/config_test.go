@@ -24,7 +24,9 @@ func TestConfigurationIsReloaded(t *testing.T) {
 	pid := agentPid(t, node)
 
 	sh(t, node, "touch /run/reboot-required")
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "rm", "-f", "/run/reboot-required") })
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "rm", "-f", "/run/reboot-required")
+	})
 	until(t, node, "RebootPending", 10*time.Second, isTrue("RebootRequired", ""))
 
 	configure(t, node, string(shipped)+"probes: {reboot: {overdue: 3s, every: 1s}}\n")

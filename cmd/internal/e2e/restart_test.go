@@ -10,8 +10,6 @@ import (
 	"github.com/nodedrift/nodedrift/manifests/policytest"
 )
 
-const account = "system:serviceaccount:nodedrift-system:nodedrift"
-
 // agentPid is the agent's process in a node; "" while there is none.
 func agentPid(t *testing.T, node string) string {
 	t.Helper()
@@ -26,7 +24,9 @@ func TestKilledWhileDrifted(t *testing.T) {
 	until(t, node, "SysctlDrift", 30*time.Second, isFalse)
 	refill(t, node)
 	sh(t, node, "sysctl -w net.ipv4.tcp_fin_timeout=17")
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sysctl", "-w", "net.ipv4.tcp_fin_timeout=60") })
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sysctl", "-w", "net.ipv4.tcp_fin_timeout=60")
+	})
 	before, _ := until(t, node, "SysctlDrift", 10*time.Second, isTrue("SysctlChanged", "is 17, want 60"))
 	hasWarnings := func() (n int) {
 		list, err := events(t.Context(), node)
@@ -101,7 +101,9 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	away := time.Now()
 	sh(t, node, "sysctl -w net.ipv4.tcp_keepalive_time=60")
-	t.Cleanup(func() { _, _ = l.Node(node).Exec(context.WithoutCancel(t.Context()), "sysctl", "-w", "net.ipv4.tcp_keepalive_time=7200") })
+	t.Cleanup(func() {
+		_, _ = l.Node(node).Exec(context.WithoutCancel(t.Context()), "sysctl", "-w", "net.ipv4.tcp_keepalive_time=7200")
+	})
 	for !finds(t, node, "SysctlChanged") {
 		if time.Since(away) > 5*time.Second {
 			t.Fatal("the probes stand still while the API server is away")
@@ -136,7 +138,10 @@ func TestAdmissionPolicy(t *testing.T) {
 	const node = "node2"
 	pid := agentPid(t, node)
 	inNode(t, node, "kill", "-STOP", pid)
-	defer func() { inNode(t, node, "kill", "-CONT", pid) }()
+	defer func() {
+		inNode(t, node, "kill", "-9", pid) // the next one reads what the requests left, and puts it right
+		until(t, node, "SysctlDrift", time.Minute, isFalse)
+	}()
 	c := policytest.Cluster{URL: l.URL(), Admin: l.Client(), Client: l.Anonymous(), Own: node, Other: "node1"}
 	for _, p := range pods.Items {
 		if p.Spec.NodeName == c.Own {
@@ -251,4 +256,3 @@ func TestShutdownAndBoot(t *testing.T) {
 		t.Logf("after the boot: %s %s since %s", c.Type, c.Status, c.LastTransitionTime.Format(time.TimeOnly))
 	}
 }
-
