@@ -44,17 +44,9 @@ func SysctlKey(name string) string {
 // SysctlName converts a key to the dotted name that people know, the opposite of [SysctlKey].
 func SysctlName(key string) string { return swapSeparators(key) }
 
-func swapSeparators(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch r {
-		case '.':
-			return '/'
-		case '/':
-			return '.'
-		}
-		return r
-	}, s)
-}
+var separators = strings.NewReplacer(".", "/", "/", ".")
+
+func swapSeparators(s string) string { return separators.Replace(s) }
 
 const (
 	// A key's descriptor is opened anew this often: a module that was unloaded

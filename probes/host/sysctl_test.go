@@ -59,7 +59,9 @@ func FuzzSysctlKey(f *testing.F) {
 		if strings.HasPrefix(key, "/") || strings.HasPrefix(key, "../") || key == ".." {
 			t.Errorf("%q leaves the folder: %q", name, key)
 		}
-		if strings.Contains(key, "/") && SysctlKey(SysctlName(key)) != key && !strings.Contains(key, "..") && !strings.Contains(key, "./") {
+		// No folder of /proc/sys has a dot in its name, so the first separator is one.
+		first, _, below := strings.Cut(key, "/")
+		if below && !strings.Contains(first, ".") && SysctlKey(SysctlName(key)) != key {
 			t.Errorf("%q is not itself through its name: %q", key, SysctlKey(SysctlName(key)))
 		}
 	})
