@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,7 +58,7 @@ func withLab(ctx context.Context, m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	bin = filepath.Join(filepath.Dir(strings.TrimSpace(string(top))), "bin")
-	testLab, err = lab.Up(ctx, lab.Config{Name: "e2e", Nodes: 3, Log: os.Stderr, Prepare: prepare})
+	testLab, err = lab.Up(ctx, lab.Config{Name: cmp.Or(os.Getenv("NODEDRIFT_E2E_LAB"), "e2e"), Nodes: 3, Log: os.Stderr, Prepare: prepare})
 	if err != nil {
 		return 1, err
 	}
