@@ -40,8 +40,8 @@ type Files interface {
 	// Watch calls l.Changed once when it listens, and then after something at
 	// one of the paths was created, written, renamed, removed or had its
 	// attributes changed. A path is a file, or a folder with what is right in it
-	// (not below); it need not exist yet,
-	// nor need its parents. Watch returns nil only when ctx has ended.
+	// (not below); it need not exist yet, nor need its parents. Watch returns nil
+	// only when ctx has ended.
 	Watch(ctx context.Context, l Listener, paths ...string) error
 }
 
