@@ -279,7 +279,7 @@ func TestOccurrences(t *testing.T) {
 	p := newListener("test")
 	boom := probes.Occurrence{Reason: "Boom", Subject: "kubelet", Message: "killed\nby OOM", Trace: probes.Key{Domain: "test", Name: "oom"}}
 	inBubble(t, func(r *rig) {
-		r.cfg.Journal = r.journal
+		r.cfg.Journal = &r.journal
 		r.start().wait(time.Second)
 		r.heard.forget()
 		h := <-p.hearer
@@ -372,7 +372,7 @@ func TestLateActor(t *testing.T) {
 	p := newListener("test")
 	p.spec.Every = time.Hour
 	inBubble(t, func(r *rig) {
-		r.cfg.Journal = r.journal
+		r.cfg.Journal = &r.journal
 		r.start().wait(time.Second)
 		h := <-p.hearer
 		r.heard.forget()

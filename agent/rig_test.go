@@ -26,7 +26,7 @@ type rig struct {
 	memory  shelf
 	life    nodeLife
 	strain  strain
-	journal diary
+	journal ledger
 	log     bytes.Buffer // read it in the bubble only, after settle
 	logMu   sync.Mutex
 
@@ -41,7 +41,7 @@ type rig struct {
 func inBubble(t *testing.T, f func(r *rig), list ...probes.Probe) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := &rig{t: t, booted: time.Now().Add(-time.Hour), journal: diary{}}
+		r := &rig{t: t, booted: time.Now().Add(-time.Hour), journal: ledger{diary: diary{}}}
 		r.life.announce = make(chan struct{}, 1)
 		r.cfg = Config{Node: "node0", Boot: "boot-1", Mono: func() time.Duration { return time.Since(r.booted) }, Probes: list,
 			Publishers: []Publisher{&r.heard}, Log: slog.New(slog.NewTextHandler(r, nil))}
@@ -201,6 +201,24 @@ func (m *shelf) Save(b []byte) error {
 func (m *shelf) content() []byte {
 	b, _ := m.Load()
 	return b
+}
+
+// ledger is a diary that goroutines share.
+type ledger struct {
+	mu    sync.Mutex
+	diary diary
+}
+
+func (l *ledger) Who(key probes.Key, since time.Duration) (Actor, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.diary.Who(key, since)
+}
+
+func (l *ledger) did(at time.Duration, subject, pod string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.diary.did(at, subject, pod)
 }
 
 // nodeLife is a [Lifecycle] in the test's hands.
