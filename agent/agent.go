@@ -42,7 +42,7 @@ type Agent struct {
 	start time.Time
 	mono  time.Duration // at start
 
-	change sync.Mutex // held while loops are started or exchanged
+	change chan struct{} // full while loops are started or exchanged: to wait for it may take as long as a look
 
 	mu      sync.Mutex // guards the fields below: many loops and readers use them
 	loops   []*loop
@@ -64,7 +64,7 @@ type Agent struct {
 
 // New returns an agent that has not looked yet.
 func New(cfg Config) *Agent {
-	a := &Agent{cfg: cfg, start: time.Now(), adopted: map[string]Condition{}, turned: map[string]bool{}, dirty: make(chan struct{}, 1)}
+	a := &Agent{cfg: cfg, start: time.Now(), adopted: map[string]Condition{}, turned: map[string]bool{}, change: make(chan struct{}, 1), dirty: make(chan struct{}, 1)}
 	if cfg.Mono != nil {
 		a.mono = cfg.Mono()
 	}
@@ -101,8 +101,8 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // launch starts the loops of all probes, unless they run.
 func (a *Agent) launch(ctx context.Context) {
-	a.change.Lock()
-	defer a.change.Unlock()
+	a.change <- struct{}{}
+	defer func() { <-a.change }()
 	a.begin(ctx)
 }
 
@@ -145,8 +145,8 @@ func (a *Agent) begin(ctx context.Context) {
 // Reconfigure puts other rules and probes in place. What stands, is held or was
 // seen of a probe that stays is kept.
 func (a *Agent) Reconfigure(ctx context.Context, rules Rules, list []probes.Probe) {
-	a.change.Lock()
-	defer a.change.Unlock()
+	a.change <- struct{}{}
+	defer func() { <-a.change }()
 	a.mu.Lock()
 	stop := a.stop
 	a.stop = nil
