@@ -1,0 +1,207 @@
+// Package unit is what probes of a daemon share: whether its systemd unit runs,
+// keeps dying or waits for a daemon-reload, whether its unit file, its
+// configuration or its program were changed under it, and how to hear of all that.
+//
+// A probe has one [Checker], asks it first in each look, and adds what it found
+// to its own. What a reason means is in [Reasons], under the probe's prefix.
+package unit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+// Files are a node's files, as far as units need them; host.Files satisfies it.
+type Files interface {
+	ReadFile(name string) ([]byte, error)
+	ReadDir(name string) ([]fs.DirEntry, error)
+	Stat(name string) (fs.FileInfo, error)
+	Lstat(name string) (fs.FileInfo, error)
+	Watch(ctx context.Context, l host.Listener, paths ...string) error
+}
+
+// Processes are a node's processes; host.Processes satisfies it.
+type Processes interface {
+	Process(pid int) (*host.Process, error)
+	Uptime() (time.Duration, error)
+}
+
+// Units are a node's systemd; *host.Systemd satisfies it.
+type Units interface {
+	Unit(ctx context.Context, name string) (host.Unit, error)
+	WatchUnits(ctx context.Context, l host.Listener, names ...string) error
+}
+
+// Options describe a daemon.
+type Options struct {
+	Prefix string       // of the reasons: "Kubelet" makes KubeletNotRunning
+	Metric string       // of the metrics: "kubelet" makes kubelet_restarts_total
+	Units  []string     // names the unit may have, the first that there is counts
+	Owner  probes.Owner // who acts when the daemon itself is down
+
+	// Configs are the files that the daemon reads when it starts, beside its unit
+	// and environment files; paths without the leading slash. nil: none are known.
+	Configs func(Run) []string
+	// Normal takes from a file's content what is without effect, such as comments.
+	// nil: every byte counts. Units and environment files have their own.
+	Normal func(name string, content []byte) []byte
+	// Started says, of configuration found in place when the daemon had long run,
+	// whether it is what the daemon started with. known is false: nobody knows.
+	Started func(Run) (same, known bool)
+	// Declared are SHA-256 sums by path ("/etc/systemd/system/kubelet.service"), in
+	// place of what is first seen.
+	Declared map[string]string
+	// Lawful says that a program was replaced by who may. nil: nobody may.
+	Lawful func(ctx context.Context) bool
+}
+
+// A Run is one run of the daemon.
+type Run struct {
+	Unit host.Unit
+	// Args are the running process's; when none runs, those of ExecStart.
+	Args []string
+	// Env is what the environment files say, by name, later ones first seen last.
+	Env map[string]string
+	// Since is how long the main process has run; 0 when none does.
+	Since time.Duration
+	// Start is when it started, on the present wall clock.
+	Start time.Time
+}
+
+// A State is what one look of a Checker saw.
+type State struct {
+	Run
+	// Running says that systemd holds the unit for active and that its main
+	// process is there.
+	Running bool
+
+	Findings  []probes.Finding
+	NotJudged []string
+	Samples   []probes.Sample
+	// Keep is for probes.Look.Keep.
+	Keep map[string]string
+}
+
+// Checker looks at one unit. One goroutine looks; another may watch.
+type Checker struct {
+	o       Options
+	files   Files
+	procs   Processes
+	service *Service
+	hearer  atomic.Pointer[probes.Hearer]
+
+	heard atomic.Bool // files moved since they were read
+	heavy time.Time   // when files were read last
+	known files       // what is known of files
+	loop  restarts
+	last  string // InvocationID at the last look
+	kept  map[string]string
+
+	fileFindings  []probes.Finding
+	fileNotJudged []string
+	env           map[string]string
+	seen          pending
+	paths         watched
+}
+
+// New returns a checker.
+func New(files Files, procs Processes, units Units, o Options) *Checker {
+	c := &Checker{o: o, files: files, procs: procs, service: NewService(units, procs, o.Units...)}
+	c.known = newFiles(files)
+	c.paths.more = make(chan struct{}, 1)
+	c.seen = pending{first: map[key]time.Time{}}
+	return c
+}
+
+// heavyEach is how old what files say may become without anything heard.
+const heavyEach = 30 * time.Second
+
+// Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable].
+// Most looks cost a system call: systemd is asked when it was heard, when the
+// process is gone, when all is not well, and twice a minute.
+func (c *Checker) Look(ctx context.Context) (State, error) {
+	u, err := c.service.Ask(ctx)
+	if err != nil {
+		return State{}, err
+	}
+	if u.LoadState == "not-found" && u.ActiveState != "active" {
+		return State{}, fmt.Errorf("no %s: %w", c.o.Units[0], probes.ErrNotApplicable)
+	}
+	s := State{Run: Run{Unit: u}}
+	c.fillRun(&s)
+	if f, ok := c.notRunning(u); ok {
+		s.Findings = append(s.Findings, f)
+	}
+	s.Findings = append(s.Findings, c.restarted(u)...)
+	if c.due(u) {
+		c.lookAtFiles(ctx, &s)
+	}
+	s.Env = c.env
+	s.Findings = append(s.Findings, c.pendings(ctx, u, &s.NotJudged)...)
+	s.NotJudged = append(s.NotJudged, c.fileNotJudged...)
+	s.Samples = []probes.Sample{{Name: c.o.Metric + "_restarts_total", Value: float64(c.loop.total)}}
+	s.Keep = c.keep()
+	return s, nil
+}
+
+// due tells whether files are to be looked at.
+func (c *Checker) due(u host.Unit) bool {
+	moved := u.InvocationID != c.last
+	c.last = u.InvocationID
+	return c.heard.Swap(false) || moved || c.heavy.IsZero() || time.Since(c.heavy) >= heavyEach || time.Now().Before(c.heavy)
+}
+
+// Refresh makes the next look ask systemd and read files.
+func (c *Checker) Refresh() {
+	c.service.Heard()
+	c.heard.Store(true)
+}
+
+// fillRun adds the main process.
+func (c *Checker) fillRun(s *State) {
+	s.Running = active(s.Unit) && s.Unit.MainPID != 0 && c.service.alive()
+	s.Args, s.Since, s.Start = c.service.args, 0, time.Time{}
+	if s.Running && c.service.started > 0 {
+		if up, err := c.procs.Uptime(); err == nil && up >= c.service.started {
+			s.Since = up - c.service.started
+			s.Start = time.Now().Add(-s.Since).Round(0)
+		}
+	}
+	if len(s.Args) == 0 && len(s.Unit.ExecStart) > 0 {
+		s.Args = s.Unit.ExecStart[0].Args
+	}
+}
+
+func active(u host.Unit) bool {
+	return u.ActiveState == "active" || u.ActiveState == "reloading" || u.ActiveState == "refreshing"
+}
+
+// reason is a reason's whole name.
+func (c *Checker) reason(suffix string) string { return c.o.Prefix + suffix }
+
+// Recall takes what was kept by an earlier process of this boot. Call it before
+// the first look, or not at all.
+func (c *Checker) Recall(kept map[string]string) {
+	c.known.recall(kept)
+	c.loop.recall(kept)
+}
+
+func (c *Checker) keep() map[string]string {
+	now := map[string]string{}
+	c.known.keep(now)
+	c.loop.keep(now)
+	if !maps.Equal(now, c.kept) {
+		c.kept = now
+	}
+	return c.kept
+}
+
+func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }

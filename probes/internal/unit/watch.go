@@ -1,0 +1,140 @@
+package unit
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"sync"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+// watched is the paths to listen to, which a look may find to be others.
+type watched struct {
+	mu   sync.Mutex
+	list []string
+	more chan struct{}
+}
+
+func (w *watched) set(list []string) {
+	slices.Sort(list)
+	list = slices.Compact(list)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if slices.Equal(w.list, list) {
+		return
+	}
+	w.list = list
+	select {
+	case w.more <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watched) get() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.list)
+}
+
+// pathsOf is where the unit's files are or may appear.
+func (c *Checker) pathsOf(u host.Unit, s *State) []string {
+	list := placesOf(append([]string{c.name(u)}, c.o.Units...)...)
+	for _, p := range append([]string{u.FragmentPath}, u.DropInPaths...) {
+		if name, ok := inRoot(p); ok {
+			list = append(list, name)
+		}
+	}
+	for _, f := range u.ExecStart {
+		if name, ok := inRoot(f.Path); ok {
+			list = append(list, name)
+		}
+	}
+	for name := range c.known.cache {
+		list = append(list, name)
+	}
+	if c.o.Configs != nil {
+		list = append(list, c.o.Configs(s.Run)...)
+	}
+	return slices.DeleteFunc(list, func(p string) bool { return path.Clean(p) != p })
+}
+
+// A Part is something else that a probe listens to.
+type Part func(ctx context.Context, h probes.Hearer) error
+
+// Watch listens to the unit, to its files and to other parts until ctx or one of
+// them ends. When the unit or one of its files moves, the next Look asks anew.
+func (c *Checker) Watch(ctx context.Context, h probes.Hearer, also ...Part) error {
+	c.hearer.Store(&h)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts := append([]Part{c.service.Watch, c.watchFiles}, also...)
+	errs := make([]error, len(parts))
+	var all sync.WaitGroup
+	for i, part := range parts {
+		all.Go(func() {
+			defer cancel()
+			errs[i] = part(ctx, h)
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// Watch listens to the unit until ctx ends.
+func (s *Service) Watch(ctx context.Context, h probes.Hearer) error {
+	defer s.hearing.Store(false)
+	defer s.heard.Store(true)
+	return s.units.WatchUnits(ctx, ear{h, func() {
+		s.heard.Store(true)
+		s.hearing.Store(true)
+	}}, s.names...)
+}
+
+// watchFiles listens to the unit's files, and anew when they are others.
+func (c *Checker) watchFiles(ctx context.Context, h probes.Hearer) error {
+	for {
+		list := c.paths.get()
+		inner, cancel := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		if len(list) > 0 {
+			go func() { ended <- c.files.Watch(inner, ear{h, c.Refresh}, list...) }()
+		}
+		select {
+		case <-ctx.Done():
+		case <-c.paths.more:
+		case err := <-ended:
+			cancel()
+			return err
+		}
+		cancel()
+		if len(list) > 0 {
+			<-ended
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// ear does something before it passes on what is heard.
+type ear struct {
+	probes.Hearer
+	before func()
+}
+
+// Changed implements [host.Listener].
+func (e ear) Changed() {
+	e.before()
+	e.Hearer.Changed()
+}
+
+// Lost implements [host.Listener].
+func (e ear) Lost(source string, n uint64) {
+	e.before()
+	e.Hearer.Lost(source, n)
+}
+
+var _ host.Listener = ear{}
