@@ -456,10 +456,8 @@ func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Fi
 
 // behind finds what an explained finding was made of.
 func (s *state) behind(f *probes.Finding) *standing {
-	for i := range s.Standing {
-		if s.Standing[i].is(f) {
-			return &s.Standing[i]
-		}
+	if i, found := slices.BinarySearchFunc(s.Standing, standing{F: *f}, compareStanding); found {
+		return &s.Standing[i]
 	}
 	for i := range s.Standing {
 		t := &s.Standing[i].F
