@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
@@ -50,6 +51,7 @@ type view struct {
 	fingerprints  map[string]string
 	standing      []standing
 	lastGood      Instant
+	keep          map[string]string // the probe's own memory
 }
 
 // stat counts looks by result.
@@ -255,6 +257,15 @@ func (l *loop) show(seen *looked) {
 	if l.state.NotApplicable != "" {
 		v.samples, v.fingerprints = nil, nil
 	}
+	if seen.Keep == nil || maps.Equal(seen.Keep, v.keep) {
+		return
+	}
+	if !keeps(seen.Keep) {
+		l.log.Error("the probe wants to keep more than is kept", "bytes", maxKeep)
+		return
+	}
+	v.keep = seen.Keep
+	l.agent.poke()
 }
 
 func (l *loop) seenView() view {

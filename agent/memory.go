@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -39,6 +40,20 @@ type probeMemory struct {
 	turnedAt
 	LastGood Instant `json:"lastGood"`
 	Standing []kept  `json:"standing,omitempty"`
+	// Keep is the probe's own, see probes.Rememberer.
+	Keep map[string]string `json:"keep,omitempty"`
+}
+
+// maxKeep bounds what a probe may keep for itself.
+const maxKeep = 8 << 10
+
+// keeps tells whether a probe's own words are few enough.
+func keeps(own map[string]string) bool {
+	n := 0
+	for k, v := range own {
+		n += len(k) + len(v) + len(`"":"",`)
+	}
+	return n <= maxKeep
 }
 
 // kept is a standing finding without what is empty: a few hundred must fit.
@@ -148,6 +163,11 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 		p.LastGood = Instant{}
 	}
 	l.state.LastGood, l.state.recalled = p.LastGood, true
+	if r, ok := l.probe.(probes.Rememberer); ok && p.Keep != nil && keeps(p.Keep) {
+		if err := guard(func() error { r.Recall(maps.Clone(p.Keep)); return nil }); err != nil {
+			l.log.Error("cannot recall", "error", clean(err.Error(), maxError))
+		}
+	}
 	for i := range p.Standing[:min(len(p.Standing), maxStanding)] {
 		if s := p.Standing[i].standing(now); s != nil && l.sub.reasons[s.F.Reason] != nil {
 			l.state.Standing = append(l.state.Standing, *s)
@@ -164,7 +184,7 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.view.condition, l.view.standing, l.view.lastGood = l.state.Condition, l.state.Standing, l.state.LastGood
+	l.view.condition, l.view.standing, l.view.lastGood, l.view.keep = l.state.Condition, l.state.Standing, l.state.LastGood, p.Keep
 }
 
 // remember writes down what the next process needs to go on as if nothing had
@@ -229,7 +249,7 @@ func (a *Agent) collect() *remembered {
 			continue
 		}
 		c := a.since(v.condition)
-		p := probeMemory{turnedAt: turnedAt{c.Status, c.Reason, c.Message, c.LastTransitionTime}, LastGood: v.lastGood}
+		p := probeMemory{turnedAt: turnedAt{c.Status, c.Reason, c.Message, c.LastTransitionTime}, LastGood: v.lastGood, Keep: v.keep}
 		for i := range v.standing {
 			p.Standing = append(p.Standing, keep(&v.standing[i]))
 		}

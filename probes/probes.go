@@ -58,6 +58,14 @@ type Explainer interface {
 	Explain(confirmed []Finding) []Finding
 }
 
+// A Rememberer is a [Probe] that keeps a few words for as long as the node is up,
+// such as what a file held when it was first seen: see Look.Keep.
+type Rememberer interface {
+	// Recall hands over what the last look of an earlier process of this boot kept.
+	// It is called before the first look, or not at all.
+	Recall(kept map[string]string)
+}
+
 // ErrNotApplicable says that this node has nothing for the probe to look at.
 // Wrap it with the reason: fmt.Errorf("no Azure CNI configuration: %w", ErrNotApplicable).
 var ErrNotApplicable = errors.New("not applicable")
@@ -74,6 +82,9 @@ type Look struct {
 	// "Reason: why". They never count as clean: a standing finding of such a
 	// reason is not cleared by its absence.
 	NotJudged []string
+	// Keep is what a [Rememberer] wants to know in its next life, a few kilobytes at
+	// most; nil is what it was. It is not changed once it is returned.
+	Keep map[string]string
 }
 
 // A Spec describes a probe.
