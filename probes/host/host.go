@@ -1,5 +1,5 @@
 // Package host is the ways to reach one node: its files, its processes, its
-// sysctls and its systemd.
+// sysctls, its systemd and its container runtime.
 //
 // Everything here reads. Nothing blocks for longer than a deadline, nothing
 // leaves the node's root, nothing is read beyond a bound, and nothing runs a
@@ -23,6 +23,7 @@ type Node struct {
 	Proc   Processes // the node's /proc
 	Sysctl Sysctls   // /proc/sys
 	Units  *Systemd  // nil is a systemd that is not there
+	CRI    *CRI      // the container runtime; nil is none
 	Kernel Kernel    // the running kernel
 }
 
@@ -73,18 +74,20 @@ func Open(root string) (*Node, error) {
 		files.Close()
 		return nil, err
 	}
+	procs := OpenProcesses("/proc")
 	return &Node{
 		Root:   files,
-		Proc:   OpenProcesses("/proc"),
+		Proc:   procs,
 		Sysctl: sysctls,
 		Units:  NewSystemd(files),
+		CRI:    NewCRI(files, procs),
 		Kernel: kernel,
 	}, nil
 }
 
 // Close releases what the node holds.
 func (n *Node) Close() error {
-	errs := []error{n.Units.Close()}
+	errs := []error{n.Units.Close(), n.CRI.Close()}
 	for _, part := range []any{n.Sysctl, n.Root} {
 		if c, ok := part.(interface{ Close() error }); ok {
 			errs = append(errs, c.Close())

@@ -40,8 +40,15 @@
 //	err/PATH            looking at PATH (a path of the root, proc/sys/KEY, proc/PID/FILE or
 //	                    systemd/UNIT), or at anything below it, fails: "permission denied",
 //	                    "input/output error" or "timeout"
+//	cri/version         who the container runtime says it is: "containerd 1.6.20" by default; without
+//	                    any cri/ entry there is none to ask
+//	cri/status          its conditions: RuntimeReady=true, NetworkReady=false REASON MESSAGE, one a line
+//	cri/info/KEY        what it says beside them when it is asked to be verbose
+//	cri/sandboxes       ID NAMESPACE/NAME UID ready|notready [IP...|host], one a line
+//	cri/cgroup-driver   systemd or cgroupfs; without it the runtime is too old to know the call
+//	err/cri/CALL        a call, such as ListPodSandbox, fails
 //	clears              names of reasons that this case shows cleared
-//	http/…, cri/…       reserved
+//	http/…              reserved
 //
 // # The outcome
 //

@@ -29,6 +29,7 @@ type recorded struct {
 	files         []entry // the root's
 	proc          []entry // /proc's, names without "proc/"
 	units         map[string]host.Unit
+	runtime       *Runtime         // nil without a container runtime
 	state         string           // systemd's; "" without a systemd
 	faults        map[string]error // by path
 	now           time.Time
@@ -129,6 +130,8 @@ func (r *recorded) take(f txtar.File) (err error) {
 	case top == "systemd" && below:
 		r.units[rest], err = parseUnit(string(f.Data))
 		return err
+	case top == "cri" && below:
+		return r.takeCRI(rest, body(f))
 	case top == "proc" && below:
 		e, err := parseEntry(rest, f.Data)
 		r.proc = append(r.proc, e)
@@ -138,7 +141,7 @@ func (r *recorded) take(f txtar.File) (err error) {
 		r.files = append(r.files, e)
 		return err
 	}
-	return errors.New("unknown: no folder of a root, and not now, uname, want, clears, err/, proc/ or systemd/")
+	return errors.New("unknown: no folder of a root, and not now, uname, want, clears, err/, proc/, systemd/ or cri/")
 }
 
 func body(f txtar.File) string { return strings.TrimSpace(string(f.Data)) }
@@ -265,6 +268,7 @@ func (r *recorded) make(t *testing.T) place {
 		t.Fatal(err)
 	}
 	r.serve(t, root)
+	r.serveCRI(t, root)
 	return at
 }
 
@@ -286,7 +290,8 @@ func (r *recorded) node(t *testing.T, at place) (n *host.Node, done func()) {
 		Units:  host.NewSystemd(files),
 		Kernel: r.kernel,
 	}
-	return n, func() { files.Close(); sysctls.Close(); n.Units.Close() }
+	n.CRI = host.NewCRI(n.Root, n.Proc)
+	return n, func() { files.Close(); sysctls.Close(); n.Units.Close(); n.CRI.Close() }
 }
 
 // serve lets a stand-in answer for the recorded systemd, if there is one.
