@@ -34,6 +34,9 @@ type files struct {
 // unknown stands for a sum that nobody has seen.
 const unknown = "?"
 
+// otherThanNow stands for a sum that is known to be another.
+const otherThanNow = "-"
+
 type cached struct {
 	id   string
 	sum  string
@@ -108,7 +111,10 @@ func (c *Checker) lookAtFiles(ctx context.Context, s *State) {
 	if err := c.compareBinary(ctx, s); err != nil {
 		unread(BinaryReplaced, "see the program", err)
 	}
-	c.paths.set(c.pathsOf(u, s))
+	c.own = c.pathsOf(u, s)
+	if !c.listens {
+		c.paths.set(c.own)
+	}
 }
 
 // A file is one file of a unit as it is now.
@@ -288,7 +294,14 @@ func (k *files) begin(s *State, list []file, asked func(Run) (same, known bool))
 		return
 	}
 	if asked != nil {
-		if same, known := asked(s.Run); known && same {
+		same, known := asked(s.Run)
+		switch {
+		case known && same:
+			return
+		case known:
+			for _, name := range strange {
+				k.started[name] = otherThanNow
+			}
 			return
 		}
 	}

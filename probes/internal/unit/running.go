@@ -93,3 +93,20 @@ func ended(u host.Unit) string {
 	}
 	return u.Result
 }
+
+// Up tells whether a unit, as its Service says, has been up for a while, and if
+// not, why. There being no such unit is up: then nothing waits for it.
+func Up(u host.Unit, now time.Duration, atLeast time.Duration) (why string, ok bool) {
+	switch {
+	case u.LoadState == "not-found":
+		return "", true
+	case !active(u):
+		return u.Id + " is " + u.ActiveState, false
+	case u.Job != 0:
+		return u.Id + " is being started or stopped", false
+	}
+	if since := u.ActiveEnterTimestampMonotonic; since > 0 && now >= since && now-since < atLeast {
+		return u.Id + " has just been started", false
+	}
+	return "", true
+}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -74,6 +75,8 @@ type Run struct {
 	Since time.Duration
 	// Start is when it started, on the present wall clock.
 	Start time.Time
+	// Main is the main process, held until the next look; nil when none runs.
+	Main *host.Process
 }
 
 // A State is what one look of a Checker saw.
@@ -82,6 +85,8 @@ type State struct {
 	// Running says that systemd holds the unit for active and that its main
 	// process is there.
 	Running bool
+	// Fresh says that files were looked at in this look, and not taken from the last.
+	Fresh bool
 
 	Findings  []probes.Finding
 	NotJudged []string
@@ -104,12 +109,16 @@ type Checker struct {
 	loop  restarts
 	last  string // InvocationID at the last look
 	kept  map[string]string
+	// excuse says why the unit may be down for now; of one look.
+	excuse string
 
 	fileFindings  []probes.Finding
 	fileNotJudged []string
 	env           map[string]string
 	seen          pending
 	paths         watched
+	own           []string // paths of the unit itself
+	listens       bool     // Listen is called after each fresh look
 }
 
 // New returns a checker.
@@ -137,18 +146,25 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 	}
 	s := State{Run: Run{Unit: u}}
 	c.fillRun(&s)
-	if f, ok := c.notRunning(u); ok {
+	switch f, ok := c.notRunning(u); {
+	case ok && c.excuse != "" && f.Hold == holdBusy:
+		s.NotJudged = append(s.NotJudged, f.Reason+": "+c.excuse)
+	case ok:
 		s.Findings = append(s.Findings, f)
 	}
 	s.Findings = append(s.Findings, c.restarted(u)...)
-	if c.due(u) {
+	c.excuse = ""
+	if s.Fresh = c.due(u); s.Fresh {
 		c.lookAtFiles(ctx, &s)
 	}
 	s.Env = c.env
 	s.Findings = append(s.Findings, c.pendings(ctx, u, &s.NotJudged)...)
 	s.NotJudged = append(s.NotJudged, c.fileNotJudged...)
 	s.Samples = []probes.Sample{{Name: c.o.Metric + "_restarts_total", Value: float64(c.loop.total)}}
-	s.Keep = c.keep()
+	if s.Fresh || c.kept == nil || c.loop.moved {
+		c.keep()
+	}
+	s.Keep = c.kept
 	return s, nil
 }
 
@@ -159,6 +175,10 @@ func (c *Checker) due(u host.Unit) bool {
 	return c.heard.Swap(false) || moved || c.heavy.IsZero() || time.Since(c.heavy) >= heavyEach || time.Now().Before(c.heavy)
 }
 
+// Excuse says, before a look, that the unit may be on its way up or down for
+// another's sake: then that is not judged, and its restarts do not count.
+func (c *Checker) Excuse(why string) { c.excuse = why }
+
 // Refresh makes the next look ask systemd and read files.
 func (c *Checker) Refresh() {
 	c.service.Heard()
@@ -168,6 +188,9 @@ func (c *Checker) Refresh() {
 // fillRun adds the main process.
 func (c *Checker) fillRun(s *State) {
 	s.Running = active(s.Unit) && s.Unit.MainPID != 0 && c.service.alive()
+	if s.Running {
+		s.Main = c.service.main
+	}
 	s.Args, s.Since, s.Start = c.service.args, 0, time.Time{}
 	if s.Running && c.service.started > 0 {
 		if up, err := c.procs.Uptime(); err == nil && up >= c.service.started {
@@ -194,14 +217,21 @@ func (c *Checker) Recall(kept map[string]string) {
 	c.loop.recall(kept)
 }
 
-func (c *Checker) keep() map[string]string {
+func (c *Checker) keep() {
 	now := map[string]string{}
 	c.known.keep(now)
 	c.loop.keep(now)
+	c.loop.moved = false
 	if !maps.Equal(now, c.kept) {
 		c.kept = now
 	}
-	return c.kept
+}
+
+// Listen adds paths to those that Watch listens to, after a look that was fresh:
+// what moves there makes the next one fresh.
+func (c *Checker) Listen(paths ...string) {
+	c.listens = true
+	c.paths.set(append(slices.Clone(c.own), paths...))
 }
 
 func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }
