@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The few kernel types that our programs touch, written by hand. Only names and types count: offsets come from the running
+ * kernel's BTF (CO-RE). A "___x" ending marks another kernel's shape of the same struct.
+ */
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef signed char __s8;
+typedef short __s16;
+typedef int __s32;
+typedef long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
+typedef _Bool bool;
+#define true 1
+#define false 0
+
+enum { BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_ANY = 0 };
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct ns_common { unsigned int inum; };
+struct net { struct ns_common ns; };
+struct ipc_namespace { struct ns_common ns; };
+struct nsproxy { struct ipc_namespace *ipc_ns; struct net *net_ns; };
+
+struct upid { int nr; };
+struct pid { unsigned int level; struct upid numbers[1]; };
+
+struct kernfs_node { const char *name; __u64 id; };
+struct kernfs_node___old { struct kernfs_node *parent; };   /* before 6.15 */
+struct kernfs_node___new { struct kernfs_node *__parent; };
+
+struct cgroup { struct kernfs_node *kn; };
+struct cgroup_subsys_state { struct cgroup *cgroup; };
+struct css_set { struct cgroup_subsys_state *subsys[16]; struct cgroup *dfl_cgrp; };
+
+typedef struct { int counter; } atomic_t;
+struct signal_struct { atomic_t live; };
+
+struct task_struct {
+	int pid, tgid;
+	int exit_code;
+	unsigned int flags;
+	char comm[16];
+	__u64 start_time;
+	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct pid *thread_pid;
+	struct signal_struct *signal;
+	struct nsproxy *nsproxy;
+	struct css_set *cgroups;
+};
+struct task_struct___old { long state; };                    /* before 5.14 */
+struct task_struct___new { unsigned int __state; };
+
+#pragma clang attribute pop
+
+struct bpf_sysctl { __u32 write; __u32 file_pos; };         /* of the user API: it does not move */
+
+enum cgroup_subsys_id { pids_cgrp_id = 1 };                 /* the kernel's own value is put in */
