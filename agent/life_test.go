@@ -276,6 +276,30 @@ func TestReconfigureOften(t *testing.T) {
 	}, p)
 }
 
+// TestReconfigureInTheMiddle holds that the agent's own loop, woken while the
+// old loops are still ending, does not start them again.
+func TestReconfigureInTheMiddle(t *testing.T) {
+	t.Parallel()
+	p, q := newFake("test"), newFake("test")
+	p.spec.Every = time.Millisecond
+	inBubble(t, func(r *rig) {
+		p.do(func(context.Context) (probes.Look, error) {
+			time.Sleep(90 * time.Millisecond)
+			return probes.Look{}, nil
+		})
+		r.start()
+		go r.agent.Reconfigure(r.ctx, Rules{}, []probes.Probe{q})
+		time.Sleep(10 * time.Millisecond)
+		r.agent.poke()
+		r.wait(time.Second)
+		before := len(p.looked())
+		r.wait(time.Minute)
+		if old, now := len(p.looked())-before, len(q.looked()); old != 0 || now < 6 {
+			t.Errorf("the old probe looked %d times, the new one %d times", old, now)
+		}
+	}, p)
+}
+
 // TestReconfigureBeforeRun and while the node is set up: the loops start later.
 func TestReconfigureBeforeRun(t *testing.T) {
 	t.Parallel()
@@ -305,6 +329,9 @@ func TestAliveAndReady(t *testing.T) {
 			t.Error("complete before the first look")
 		}
 		r.says("OtherDrift", "NotCheckedYet").says(NodeDrift, "NotCheckedYet")
+		p.set(see("Bad"))
+		r.agent.loops[0].Changed()
+		r.wait(minGap).says(NodeDrift, "True TestDrift") // what is known is told, whoever is still to come
 		r.wait(2 * time.Second)
 		if err := r.agent.Ready(); err != nil {
 			t.Errorf("a look that failed is a look: %v", err)
@@ -382,6 +409,7 @@ func TestSummary(t *testing.T) {
 		{"nothing", "", nil, "False NoDrift: no drift"},
 		{"clean", "", []Condition{cond("A", False), cond("B", False)}, "False NoDrift: no drift"},
 		{"the worst one's type", "", []Condition{cond("A", True, warn), cond("B", True, crit)}, "True B: Bad (critical); also A"},
+		{"the first of equals", "", []Condition{cond("A", True, warn), cond("B", True, warn)}, "True A: Poor (warning); also B"},
 		{"True goes before Unknown", "", []Condition{cond("A", Unknown), cond("B", True, warn)}, "True B: Poor (warning)"},
 		{"Unknown", "", []Condition{cond("A", False), cond("B", Unknown), cond("C", Unknown)}, "Unknown B: B is not known; also C"},
 		{"routine alone", "", []Condition{cond("A", True, chore)}, "False NoDrift: no drift"},
@@ -462,6 +490,11 @@ func TestAdopt(t *testing.T) {
 		since(NodeDrift, turned)
 		r.agent.Adopt("TestDrift", False, "OK", long) // too late
 		since("TestDrift", turned)
+		p.set(see("Bad"))
+		r.wait(p.spec.Every)
+		since("TestDrift", p.looked()[2])
+		r.agent.Adopt("OtherDrift", False, "OK", time.Now().Add(time.Hour)) // ours is older
+		since("OtherDrift", r.agent.start)
 
 		r.agent.SetReadiness(Readiness{UID: "one"})
 		r.agent.Adopt("OtherDrift", False, "OK", long)

@@ -394,6 +394,39 @@ func TestLateActor(t *testing.T) {
 	}, p)
 }
 
+// TestVisible holds what a publisher is told of though nothing happened.
+func TestVisible(t *testing.T) {
+	t.Parallel()
+	shown := func() state {
+		return state{Condition: Condition{Status: False, Reason: "OK", Message: "m", Findings: []Finding{{Reason: "Note", Subject: "it", Observed: "0", Severity: probes.Info}}}}
+	}
+	change := map[string]func(s *state, f *Finding){
+		"status":         func(s *state, f *Finding) { s.Condition.Status = Unknown },
+		"reason":         func(s *state, f *Finding) { s.Condition.Reason = "Other" },
+		"message":        func(s *state, f *Finding) { s.Condition.Message = "n" },
+		"not applicable": func(s *state, f *Finding) { s.NotApplicable = "gone" },
+		"one more":       func(s *state, f *Finding) { s.Condition.Findings = append(s.Condition.Findings, Finding{}) },
+		"another":        func(s *state, f *Finding) { f.Subject = "that" },
+		"severity":       func(s *state, f *Finding) { f.Severity = probes.Warning },
+		"held":           func(s *state, f *Finding) { f.Held = true },
+		"waived":         func(s *state, f *Finding) { f.Waived = true },
+		"observed":       func(s *state, f *Finding) { f.Observed = "1" },
+		"actor":          func(s *state, f *Finding) { f.Actor = &Actor{} },
+	}
+	for name, do := range change {
+		a, b := shown(), shown()
+		do(&b, &b.Condition.Findings[0])
+		if !visible(&a, &b) || !visible(&b, &a) {
+			t.Errorf("%s: not seen", name)
+		}
+	}
+	a, b := shown(), shown()
+	b.LastGood, b.Condition.LastCheckTime = Instant{epoch, 1}, epoch
+	if visible(&a, &b) {
+		t.Error("the time of the last look alone is news")
+	}
+}
+
 func TestStarved(t *testing.T) {
 	t.Parallel()
 	p := newFake("test")

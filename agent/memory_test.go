@@ -113,6 +113,30 @@ func TestFirstLookFailsAfterRestart(t *testing.T) {
 	}, p, q)
 }
 
+// TestMendedAfterRestart holds that who broke it is not named as who mended it,
+// though this process never saw it broken.
+func TestMendedAfterRestart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fold(see())
+	w.journal.did(w.now.Mono, "it", "ns/a")
+	w.sleep(s)
+	w.fold(see("Traced"))
+	w.state = reborn(t, w)
+	w.expect(s, see(), "False OK, again 100ms")
+	w.expect(s, see(), "False OK, cleared Traced True>False")
+}
+
+// TestSuccessInTheFuture holds that a look that cannot have been is none.
+func TestSuccessInTheFuture(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.fold(see())
+	w.sleep(-s)
+	w.state = reborn(t, w)
+	w.expect(0, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed False>Unknown")
+}
+
 // TestRestartWhileGone holds that what was mended while the agent was away is
 // told as cleared, once.
 func TestRestartWhileGone(t *testing.T) {
