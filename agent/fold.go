@@ -275,7 +275,7 @@ func (s *state) settle(sub *subject, rules *Rules, now Instant) (again time.Dura
 	for i := range s.Standing {
 		f := &s.Standing[i]
 		reason := sub.reasons[f.F.Reason]
-		if f.Confirmed || f.Gone != 0 || f.Blind != 0 {
+		if f.Confirmed || f.Blind != 0 {
 			continue
 		}
 		if left := f.First.Mono + rules.hold(reason, f.F.Hold) - now.Mono; left > 0 {
