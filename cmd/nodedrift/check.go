@@ -55,7 +55,7 @@ func (c *cli) lookOnce(ctx context.Context, root, conf, stateDir string, names [
 		return agent.Snapshot{}, usageError{err}
 	}
 	defer node.Close()
-	ps, err := chosen(enabled(cfg, node), names)
+	ps, err := chosen(enabled(cfg, node, nil), names)
 	if err != nil {
 		return agent.Snapshot{}, err
 	}

@@ -38,6 +38,7 @@ type config struct {
 	Probes     map[string]yaml.Node    `yaml:"probes"` // by name: common and the probe's own keys
 	Reasons    map[string]reasonConfig `yaml:"reasons"`
 	Waivers    []waiverConfig          `yaml:"waivers"`
+	BPF        bpfConfig               `yaml:"bpf"`
 
 	common map[string]common
 	errs   []error // what section found
@@ -48,6 +49,12 @@ type config struct {
 type common struct {
 	Enabled *bool         `yaml:"enabled"`
 	Every   time.Duration `yaml:"every"`
+}
+
+// bpfConfig says what is traced; it takes effect when the agent starts.
+type bpfConfig struct {
+	Enabled *bool `yaml:"enabled"`
+	Sysctl  *bool `yaml:"sysctl"` // a program that runs on each access to /proc/sys
 }
 
 type reasonConfig struct {

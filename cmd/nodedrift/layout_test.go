@@ -100,6 +100,8 @@ func TestImportsFollowTheDesign(t *testing.T) {
 			may = func(own string) bool { return own == "probes" || own == "agent" || strings.HasPrefix(own, rel+"/") }
 		case rel == "probes/host" || rel == "probes/probetest":
 			may = func(own string) bool { return own == "probes" || own == "probes/host" }
+		case rel == "bpf":
+			may = func(own string) bool { return own == "probes" }
 		case strings.HasPrefix(rel, "probes/"):
 			may = func(own string) bool { return own == "probes" || own == "probes/host" || own == "probes/internal/unit" }
 		default:

@@ -15,6 +15,7 @@ import (
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/agent/metrics"
 	"github.com/nodedrift/nodedrift/agent/web"
+	"github.com/nodedrift/nodedrift/bpf"
 	"github.com/nodedrift/nodedrift/probes/host"
 )
 
@@ -141,6 +142,7 @@ type daemon struct {
 	log     *slog.Logger
 	boot    host.Boot
 	agent   *agent.Agent
+	trace   *bpf.Tracer
 	metrics *metrics.Metrics
 	web     *web.Server
 	api     *apiServer
@@ -156,9 +158,10 @@ func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*da
 		return nil, fmt.Errorf("tell this boot from others: %w", err)
 	}
 	d.metrics = metrics.New(metrics.Config{Source: d.snapshot, API: d.api, Node: f.node, Kernel: node.Kernel.Release, Version: version, Revision: revision()})
+	d.trace = newTracer(cfg, node, f.root, log)
 	d.agent = agent.New(agent.Config{
-		Node: f.node, Log: log, Boot: d.boot.ID, Mono: host.Monotonic, Probes: enabled(cfg, node), Rules: cfg.rules(),
-		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Strain: strain{host.NewStrainGauge()},
+		Node: f.node, Log: log, Boot: d.boot.ID, Mono: host.Monotonic, Probes: enabled(cfg, node, d.trace), Rules: cfg.rules(),
+		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Journal: journal{d.trace}, Strain: strain{host.NewStrainGauge()},
 	})
 	d.web, err = web.New(web.Config{Listen: f.listen.withLoopback(), Source: d.snapshot, Metrics: d.metrics.Handler(),
 		Alive: d.alive, Ready: d.agent.Ready, Version: version, Log: log})
@@ -186,7 +189,7 @@ func (d *daemon) run(ctx context.Context) error {
 	})()
 	d.log.Info("looking", "node", d.flags.node, "root", d.flags.root, "version", version, "boot", d.boot.ID, "listen", d.flags.listen.withLoopback())
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context) error{d.agent.Run, d.web.Run, d.api.run, d.followConfig} {
+	for _, part := range []func(context.Context) error{d.trace.Run, d.agent.Run, d.web.Run, d.api.run, d.followConfig} {
 		parts.Go(func() {
 			if err := part(ctx); err != nil {
 				cancel(err)
@@ -248,7 +251,7 @@ func (d *daemon) reload(ctx context.Context) {
 	}
 	d.config = cfg.text
 	d.metrics.Reloaded(nil)
-	d.agent.Reconfigure(ctx, cfg.rules(), enabled(cfg, d.node))
+	d.agent.Reconfigure(ctx, cfg.rules(), enabled(cfg, d.node, d.trace))
 	d.api.setMode(cfg.Mode)
 	d.log.Info("configuration in place", "file", d.flags.config)
 }

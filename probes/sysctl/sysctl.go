@@ -115,6 +115,15 @@ func (p *Probe) Check(context.Context) (probes.Look, error) {
 	return p.look, p.err
 }
 
+// Keys are the keys that the last Check read, as paths below /proc/sys. It is
+// called from where Check is.
+func (p *Probe) Keys() []string {
+	if p.table == nil {
+		return nil
+	}
+	return p.table.keys
+}
+
 // A watched key is one that is read at each look.
 type watched struct {
 	*setting // nil: nothing declares it, but kubelet wants it

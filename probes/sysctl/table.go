@@ -11,7 +11,8 @@ import (
 // A table is the node's declarations, read and resolved: what each look compares.
 type table struct {
 	watch      []watched
-	declared   int // how many of them are declared
+	keys       []string // of watch
+	declared   int      // how many of them are declared
 	protection protection
 	writers    map[writer]bool
 
@@ -92,6 +93,10 @@ func (t *table) watchAll(settings []setting, old *table) {
 				t.watch = append(t.watch, watched{key: key})
 			}
 		}
+	}
+	t.keys = make([]string, len(t.watch))
+	for i := range t.watch {
+		t.keys[i] = t.watch[i].key
 	}
 	if old == nil {
 		return

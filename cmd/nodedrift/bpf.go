@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/nodedrift/nodedrift/agent"
+	"github.com/nodedrift/nodedrift/bpf"
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/sysctl"
+)
+
+// newTracer makes what the configuration asks for; nil when it asks for nothing.
+func newTracer(cfg *config, node *host.Node, root string, log *slog.Logger) *bpf.Tracer {
+	if off(cfg.BPF.Enabled) {
+		return nil
+	}
+	return bpf.New(bpf.Config{Root: root, Sysctl: !off(cfg.BPF.Sysctl), Pods: bpf.NewPodLogs(node.Root), Log: log})
+}
+
+func off(b *bool) bool { return b != nil && !*b }
+
+// journal is the tracer's as the agent asks it.
+type journal struct{ trace *bpf.Tracer }
+
+// Who implements [agent.Journal].
+func (j journal) Who(key probes.Key, since time.Duration) (agent.Actor, bool) {
+	a, ok := j.trace.Who(key, since)
+	return agent.Actor(a), ok
+}
+
+// traced is the sysctl probe that looks as soon as one of its keys is written.
+func traced(p *sysctl.Probe, trace *bpf.Tracer) probes.Probe {
+	if trace == nil {
+		return p
+	}
+	return &tracedSysctl{Probe: p, trace: trace}
+}
+
+type tracedSysctl struct {
+	*sysctl.Probe
+	trace *bpf.Tracer
+	keys  []string // as the tracer knows them
+}
+
+// Check implements [probes.Probe].
+func (p *tracedSysctl) Check(ctx context.Context) (probes.Look, error) {
+	look, err := p.Probe.Check(ctx)
+	if keys := p.Keys(); !slices.Equal(keys, p.keys) {
+		p.keys = keys
+		p.trace.Watch(keys)
+	}
+	return look, err
+}
+
+// Watch implements [probes.Watcher]: it hears the declarations and the writes.
+func (p *tracedSysctl) Watch(ctx context.Context, h probes.Hearer) error {
+	defer p.trace.OnWrite(h)()
+	return p.Probe.Watch(ctx, h)
+}
