@@ -59,5 +59,6 @@ e2e: image # on a lab of real Kubernetes nodes; needs root
 	$(GO) run ./cmd/nodelab build
 	NODEDRIFT_E2E=1 $(GO) test -count=1 -timeout 30m -v ./cmd/internal/e2e
 
-bench: modules
+bench: modules image # ratios against naive twins, and the agent's own footprint in the lab
 	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/...
+	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e

@@ -76,7 +76,7 @@ var rebootFaults = []fault{
 	{name: "a marker through /var/run", reason: "RebootRequired", condition: "RebootPending", text: "reboot",
 		breaks: "touch /var/run/reboot-required", repairs: "rm /var/run/reboot-required"},
 	// kubelet has written these keys itself, when it started without the flag. They are the machine's: each is put back.
-	{name: "a key that kubelet refuses to start on", reason: "SysctlBlocksKubeletStart", condition: "SysctlDrift", text: "kernel.panic_on_oops is 0, want 1",
+	{name: "a key that kubelet refuses to start on", reason: "SysctlBlocksKubeletStart", condition: "SysctlDrift", text: "kernel.panic_on_oops is 0",
 		breaks:  "sed -i '1s/{/{\"protectKernelDefaults\": true,/' /var/lib/kubelet/config.json && systemctl restart kubelet && sleep 3 && touch /etc/sysctl.d/60-e2e.conf && sleep 0.5 && sysctl -w kernel.panic_on_oops=0",
 		repairs: "sysctl -w kernel.panic_on_oops=1; sed -i 's/\"protectKernelDefaults\": true,//' /var/lib/kubelet/config.json; systemctl restart kubelet"},
 	{name: "a newer kernel installed", reason: "KernelOutdated", condition: "RebootPending", info: true,

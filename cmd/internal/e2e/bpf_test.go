@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+// attributed is how long it may take from a write to a condition that names the
+// writer, the lab's hold of half a second included.
+const attributed = time.Second
+
+// holder runs a pod that writes a file and stays, and returns when it runs.
+func holder(t *testing.T, node, name, file, value string) {
+	t.Helper()
+	pod := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": "default"}, "spec": {"nodeName": %q, "hostNetwork": true, "terminationGracePeriodSeconds": 0,
+	  "restartPolicy": "Never", "containers": [{"name": "tool", "image": "localhost/toolbox:1", "imagePullPolicy": "Never", "args": ["hold", %q, %q], "securityContext": {"privileged": true}}]}}`, name, node, file, value)
+	if out, err := testLab.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
+		t.Fatalf("run pod %s: %v\n%s", name, err, out)
+	}
+	t.Cleanup(func() { _, _ = testLab.Kubectl(context.WithoutCancel(t.Context()), nil, "delete", "pod", name, "--force", "--grace-period=0") })
+}
+
+// writer is the actor that the agent's own document names for a subject.
+func writer(t *testing.T, node, subject string) (who struct {
+	PID             int
+	Comm, Unit, Pod string
+	Container       string
+	Time            time.Time
+}) {
+	t.Helper()
+	out := inNode(t, node, "curl", "-sS", "--max-time", "5", "http://127.0.0.1:20258/api/v1/status")
+	var d struct {
+		Conditions []struct {
+			Findings []struct {
+				Subject string
+				Actor   json.RawMessage
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range d.Conditions {
+		for _, f := range c.Findings {
+			if f.Subject == subject && f.Actor != nil {
+				if err := json.Unmarshal(f.Actor, &who); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	return who
+}
+
+// eventSays waits for an Event of ours about a node.
+func eventSays(t *testing.T, node string, says *regexp.Regexp) string {
+	t.Helper()
+	var seen []string
+	for began := time.Now(); time.Since(began) < 15*time.Second; time.Sleep(50 * time.Millisecond) {
+		all, err := events(t.Context(), node)
+		if err != nil {
+			continue
+		}
+		seen = seen[:0]
+		for _, e := range all {
+			if says.MatchString(e.Message) {
+				return e.Message
+			}
+			seen = append(seen, e.Reason+": "+e.Message)
+		}
+	}
+	t.Fatalf("no Event on %s says %s:\n%s", node, says, strings.Join(seen, "\n"))
+	return ""
+}
+
+const ipForward, finTimeout = "net.ipv4.ip_forward", "net.ipv4.tcp_fin_timeout"
+
+func TestWriterIsNamed(t *testing.T) {
+	need(t)
+	until(t, "node0", "SysctlDrift", time.Minute, isFalse)
+	holder(t, "node0", "tuner", "/proc/sys/net/ipv4/ip_forward", "0")
+	c, _ := until(t, "node0", "SysctlDrift", 30*time.Second, isTrue("SysctlChanged", "by pod default/tuner"))
+	told := time.Now()
+	who := writer(t, "node0", ipForward)
+	t.Logf("%q %s after the write, by %+v", c.Message, told.Sub(who.Time), who)
+	if who.Pod != "default/tuner" || who.Comm != "toolbox" || who.PID == 0 || told.Sub(who.Time) > attributed {
+		t.Errorf("named %s after the write: %+v", told.Sub(who.Time), who)
+	}
+	if comm := strings.TrimSpace(sh(t, "node0", fmt.Sprintf("cat /proc/%d/comm", who.PID))); comm != "toolbox" {
+		t.Errorf("pid %d of the node is %s", who.PID, comm)
+	}
+	if _, err := testLab.Node("node0").SystemdRun(t.Context(), "sysctl", "-w", ipForward+"=1"); err != nil {
+		t.Fatal(err)
+	}
+	_, took := until(t, "node0", "SysctlDrift", 15*time.Second, isFalse)
+	t.Logf("cleared %s after systemd-run ended: %q", took, eventSays(t, "node0", regexp.MustCompile(`by run-\w+\.service`)))
+}
+
+func TestEachWriterIsNamed(t *testing.T) {
+	need(t)
+	until(t, "node1", "SysctlDrift", time.Minute, isFalse)
+	holder(t, "node1", "one", "/proc/sys/net/ipv4/ip_forward", "0")
+	holder(t, "node1", "two", "/proc/sys/net/ipv4/tcp_fin_timeout", "30")
+	until(t, "node1", "SysctlDrift", 30*time.Second, isTrue("SysctlChanged", "by pod default/one"))
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		one, two := writer(t, "node1", ipForward), writer(t, "node1", finTimeout)
+		if one.Pod == "default/one" && two.Pod == "default/two" {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("%s by %+v, %s by %+v", ipForward, one, finTimeout, two)
+		}
+	}
+	if _, err := testLab.Node("node1").SystemdRun(t.Context(), "sysctl", "-w", ipForward+"=1", finTimeout+"=60"); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "node1", "SysctlDrift", 15*time.Second, isFalse)
+}
