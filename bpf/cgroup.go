@@ -23,9 +23,8 @@ type tree struct {
 
 // trees are where the node's cgroups are seen.
 type trees struct {
-	unified  tree // cgroup v2: programs are attached at its top
-	identity tree // tells units and pods: the same, or v1's pids on a hybrid node, whose pods v2 does not see
-	hybrid   bool
+	unified tree // cgroup v2: programs are attached at its top
+	pids    tree // of cgroup v1, by which a hybrid node knows its pods; zero where v2 does
 }
 
 // findTrees finds the mounts below root, the node's root as it is mounted here.
@@ -42,10 +41,8 @@ func findTrees(root string) (t trees, err error) {
 	if t.unified, err = openTree(unified); err != nil {
 		return t, err
 	}
-	t.identity = t.unified
 	if pids != "" {
-		t.hybrid = true
-		t.identity, err = openTree(pids)
+		t.pids, err = openTree(pids)
 	}
 	return t, err
 }

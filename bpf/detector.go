@@ -102,7 +102,7 @@ func (l *loader) depth() (uint32, error) {
 
 // load loads a collection with what every program is told and what is its own.
 func (l *loader) load(spec *ebpf.CollectionSpec, own map[string]any) (*ebpf.Collection, error) {
-	vars := map[string]any{"level": l.level, "root": l.trees.identity.id, "hybrid": l.trees.hybrid}
+	vars := map[string]any{"level": l.level, "root": l.trees.unified.id, "pids_root": l.trees.pids.id}
 	for name, v := range own {
 		vars[name] = v
 	}

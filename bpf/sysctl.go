@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,7 @@ func (l *loader) attachSysctl() (*writes, error) {
 		w.links = append(w.links, at)
 		w.ipcns = l.ipcns
 		if variant == sysctlProgSysctlLocked {
-			w.walk = &walk{tree: l.trees.identity}
+			w.walk = &walk{tree: cmp.Or(l.trees.pids, l.trees.unified)}
 		}
 		return w, w.open("events")
 	}

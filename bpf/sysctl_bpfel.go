@@ -21,10 +21,10 @@ const (
 	sysctlProgSysctlLocked = "sysctl_locked"
 	sysctlProgSysctlProbed = "sysctl_probed"
 	sysctlVarFilter        = "filter"
-	sysctlVarHybrid        = "hybrid"
 	sysctlVarLevel         = "level"
 	sysctlVarLost          = "lost"
 	sysctlVarNetns         = "netns"
+	sysctlVarPidsRoot      = "pids_root"
 	sysctlVarRoot          = "root"
 	sysctlVarTesting       = "testing"
 	sysctlVarTypeOfEvent   = "type_of_event"
@@ -89,10 +89,10 @@ type sysctlMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sysctlVariableSpecs struct {
 	Filter      *ebpf.VariableSpec `ebpf:"filter"`
-	Hybrid      *ebpf.VariableSpec `ebpf:"hybrid"`
 	Level       *ebpf.VariableSpec `ebpf:"level"`
 	Lost        *ebpf.VariableSpec `ebpf:"lost"`
 	Netns       *ebpf.VariableSpec `ebpf:"netns"`
+	PidsRoot    *ebpf.VariableSpec `ebpf:"pids_root"`
 	Root        *ebpf.VariableSpec `ebpf:"root"`
 	Testing     *ebpf.VariableSpec `ebpf:"testing"`
 	TypeOfEvent *ebpf.VariableSpec `ebpf:"type_of_event"`
@@ -132,10 +132,10 @@ func (m *sysctlMaps) Close() error {
 // It can be passed to loadSysctlObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sysctlVariables struct {
 	Filter      *ebpf.Variable `ebpf:"filter"`
-	Hybrid      *ebpf.Variable `ebpf:"hybrid"`
 	Level       *ebpf.Variable `ebpf:"level"`
 	Lost        *ebpf.Variable `ebpf:"lost"`
 	Netns       *ebpf.Variable `ebpf:"netns"`
+	PidsRoot    *ebpf.Variable `ebpf:"pids_root"`
 	Root        *ebpf.Variable `ebpf:"root"`
 	Testing     *ebpf.Variable `ebpf:"testing"`
 	TypeOfEvent *ebpf.Variable `ebpf:"type_of_event"`

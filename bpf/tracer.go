@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -197,7 +198,7 @@ func (t *Tracer) attach(ctx context.Context, l *loader, reading *sync.WaitGroup)
 			return err
 		}
 		s.set(true, "")
-		t.cfg.Log.Info("listening to writes of sysctls", "cgroup", l.trees.unified.dir, "hybrid", l.trees.hybrid, "pidLevel", l.level)
+		t.cfg.Log.Info("listening to writes of sysctls", "cgroup", l.trees.unified.dir, "pods", cmp.Or(l.trees.pids.dir, l.trees.unified.dir), "pidLevel", l.level)
 	}
 	return nil
 }

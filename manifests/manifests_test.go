@@ -184,8 +184,8 @@ func check(t *testing.T, objects []object) {
 			}
 		}
 		// Each capability has its reason in daemonset.yaml; one more is one more line here.
-		if drop, add := list(c.get("securityContext", "capabilities", "drop")), c.get("securityContext", "capabilities", "add"); drop != "[ALL]" || add != nil {
-			t.Errorf("capabilities: drop %s, add %v", drop, add)
+		if drop, add := list(c.get("securityContext", "capabilities", "drop")), list(c.get("securityContext", "capabilities", "add")); drop != "[ALL]" || add != "[BPF PERFMON NET_ADMIN]" {
+			t.Errorf("capabilities: drop %s, add %s", drop, add)
 		}
 		if got := pod.str("securityContext", "seccompProfile", "type"); got != "RuntimeDefault" {
 			t.Errorf("seccomp: %s", got)

@@ -11,8 +11,8 @@
 #define CLIMB 24   /* a cgroup deeper than that is not identified by its path */
 
 const volatile __u32 level = 0;       /* the agent's pid namespace: 0 is the initial one */
-const volatile __u64 root = 1;        /* id of the cgroup at which paths begin */
-const volatile bool hybrid = false;   /* pods are known by their v1 pids cgroup, not by the v2 one */
+const volatile __u64 root = 1;        /* id of the cgroup at which v2 paths begin */
+const volatile __u64 pids_root = 0;   /* the same of v1's pids controller, by which a hybrid node knows its pods; 0 where v2 does */
 
 enum { OUTSIDE, INSIDE, TOO_DEEP };   /* of the cgroup root */
 
@@ -45,13 +45,11 @@ static __always_inline __u32 pid_of(struct task_struct *leader, const bool direc
 	return out;
 }
 
-static __always_inline struct kernfs_node *cgroup_of(struct task_struct *t, const bool direct)
+static __always_inline struct kernfs_node *pids_cgroup(struct task_struct *t, const bool direct)
 {
 	struct css_set *set = READ(direct, t, cgroups);
 	struct cgroup_subsys_state **all, *css = 0;
 
-	if (!hybrid || !bpf_core_enum_value_exists(enum cgroup_subsys_id, pids_cgrp_id))
-		return READ(direct, set, dfl_cgrp, kn);
 	all = __builtin_preserve_access_index(&set->subsys[0]);
 	all += bpf_core_enum_value(enum cgroup_subsys_id, pids_cgrp_id);
 	if (direct)
@@ -71,8 +69,8 @@ static __always_inline struct kernfs_node *parent_of(struct kernfs_node *kn, con
 	return READ(direct, old, parent);
 }
 
-/* path fills in where the task's cgroup lies. names: strings may be read, which lockdown=confidentiality refuses. */
-static __always_inline void path(struct actor *a, struct kernfs_node *kn, const bool direct, const bool names)
+/* path fills in where a cgroup lies. names: strings may be read, which lockdown=confidentiality refuses. */
+static __always_inline void path(struct actor *a, struct kernfs_node *kn, __u64 top, const bool direct, const bool names)
 {
 	__u64 id = READ(direct, kn, id);
 
@@ -83,7 +81,7 @@ static __always_inline void path(struct actor *a, struct kernfs_node *kn, const 
 		return;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < CLIMB; i++) {
-		if (!kn || id == root) {
+		if (!kn || id == top) {
 			a->where = kn ? INSIDE : OUTSIDE;
 			return;
 		}
@@ -93,6 +91,13 @@ static __always_inline void path(struct actor *a, struct kernfs_node *kn, const 
 		kn = parent_of(kn, direct);
 		id = READ(direct, kn, id);
 	}
+}
+
+static __always_inline bool in_pod(struct actor *a)
+{
+	__u8 *n = a->names[(a->steps - 1) % NAMES];
+
+	return a->steps && n[0] == 'k' && n[1] == 'u' && n[2] == 'b' && n[3] == 'e' && n[4] == 'p' && n[5] == 'o' && n[6] == 'd' && n[7] == 's';
 }
 
 static __always_inline void identify(struct actor *a, struct task_struct *t, const bool direct, const bool names)
@@ -110,5 +115,10 @@ static __always_inline void identify(struct actor *a, struct task_struct *t, con
 	} else {
 		bpf_core_read(&a->comm, sizeof(a->comm), &leader->comm);
 	}
-	path(a, cgroup_of(t, direct), direct, names);
+	if (pids_root && bpf_core_enum_value_exists(enum cgroup_subsys_id, pids_cgrp_id)) {
+		path(a, pids_cgroup(t, direct), pids_root, direct, names);
+		if (!names || a->where == TOO_DEEP || in_pod(a))
+			return;
+	}
+	path(a, READ(direct, t, cgroups, dfl_cgrp, kn), root, direct, names); /* systemd's units are all there */
 }

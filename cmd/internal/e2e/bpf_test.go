@@ -22,7 +22,9 @@ func holder(t *testing.T, node, name, file, value string) {
 	if out, err := testLab.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
 		t.Fatalf("run pod %s: %v\n%s", name, err, out)
 	}
-	t.Cleanup(func() { _, _ = testLab.Kubectl(context.WithoutCancel(t.Context()), nil, "delete", "pod", name, "--force", "--grace-period=0") })
+	t.Cleanup(func() {
+		_, _ = testLab.Kubectl(context.WithoutCancel(t.Context()), nil, "delete", "pod", name, "--force", "--grace-period=0")
+	})
 }
 
 // writer is the actor that the agent's own document names for a subject.
