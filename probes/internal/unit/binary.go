@@ -44,7 +44,7 @@ func (c *Checker) compareBinary(ctx context.Context, s *State) error {
 	}
 	now := inode(i)
 	if k.exec == "" || !strings.HasPrefix(k.exec, s.Unit.InvocationID+" ") {
-		if s.Since > freshRun && c.newerThan(s, changedAt(i)) {
+		if c.newerThan(s, changedAt(i)) {
 			now = "replaced before it was first looked at"
 		}
 		k.exec = s.Unit.InvocationID + " " + now

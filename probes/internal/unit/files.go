@@ -98,6 +98,12 @@ func (c *Checker) lookAtFiles(ctx context.Context, s *State) {
 		c.fileNotJudged = append(c.fileNotJudged, fmt.Sprintf("%s: %s: %v", c.reason(suffix), what, err))
 	}
 	c.checkMask(u)
+	if c.unloaded = ""; u.LoadState == "loaded" {
+		var err error
+		if c.unloaded, err = c.newDropIn(u); err != nil {
+			unread(DaemonReloadNeeded, "list drop-ins", err)
+		}
+	}
 	unitFiles, err := c.unitFiles(u)
 	if err != nil {
 		unread(UnitChanged, "read the unit", err)
@@ -146,6 +152,35 @@ func (c *Checker) unitFiles(u host.Unit) (list []file, err error) {
 		list = append(list, file{name, got.sum, got.body, info})
 	}
 	return list, nil
+}
+
+// newDropIn finds a drop-in on disk that systemd has not read. systemd itself
+// (252) does not notice one in a folder that is new, as it remembers which there were.
+func (c *Checker) newDropIn(u host.Unit) (string, error) {
+	loaded := map[string]bool{} // by name: one in /etc hides another of its name in /usr/lib
+	for _, p := range u.DropInPaths {
+		loaded[path.Base(p)] = true
+	}
+	for _, place := range unitPlaces {
+		folder := path.Join(place, c.name(u)+".d")
+		entries, err := c.files.ReadDir(folder)
+		if err != nil {
+			if absent(err) {
+				continue
+			}
+			return "", err
+		}
+		for _, e := range entries {
+			if !strings.HasSuffix(e.Name(), ".conf") || loaded[e.Name()] {
+				continue
+			}
+			name := path.Join(folder, e.Name())
+			if i, err := c.files.Stat(name); err == nil && i.Mode().IsRegular() {
+				return "/" + name, nil
+			}
+		}
+	}
+	return "", nil
 }
 
 // inRoot is a path as the node's root takes it.

@@ -26,10 +26,13 @@ type key struct{ reason, subject string }
 // What a package manager may be about to finish is not judged while it works.
 func (c *Checker) pendings(ctx context.Context, u host.Unit, notJudged *[]string) []probes.Finding {
 	all := c.fileFindings
-	if u.NeedDaemonReload {
-		name := c.name(u)
-		all = append([]probes.Finding{{Reason: c.reason(DaemonReloadNeeded), Subject: name,
-			Message: name + " was changed on disk and systemd has not read it", Observed: "NeedDaemonReload", Trace: probes.Key{Domain: "unit", Name: name}}}, all...)
+	if name := c.name(u); u.NeedDaemonReload || c.unloaded != "" {
+		f := probes.Finding{Reason: c.reason(DaemonReloadNeeded), Subject: name, Source: c.unloaded,
+			Message: name + " was changed on disk and systemd has not read it"}
+		if c.unloaded != "" {
+			f.Message = name + " has a new drop-in that systemd has not read"
+		}
+		all = append([]probes.Finding{f}, all...)
 	}
 	if len(all) == 0 {
 		clear(c.seen.first)

@@ -107,7 +107,7 @@ type Checker struct {
 	heavy time.Time   // when files were read last
 	known files       // what is known of files
 	loop  restarts
-	last  string // InvocationID at the last look
+	last  string // what of the unit makes files be looked at anew
 	kept  map[string]string
 	// excuse says why the unit may be down for now; of one look.
 	excuse string
@@ -117,6 +117,7 @@ type Checker struct {
 	env           map[string]string
 	seen          pending
 	paths         watched
+	unloaded      string   // a drop-in that systemd has not read
 	own           []string // paths of the unit itself
 	listens       bool     // Listen is called after each fresh look
 }
@@ -170,8 +171,9 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 
 // due tells whether files are to be looked at.
 func (c *Checker) due(u host.Unit) bool {
-	moved := u.InvocationID != c.last
-	c.last = u.InvocationID
+	now := fmt.Sprint(u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths, u.NeedDaemonReload)
+	moved := now != c.last
+	c.last = now
 	return c.heard.Swap(false) || moved || c.heavy.IsZero() || time.Since(c.heavy) >= heavyEach || time.Now().Before(c.heavy)
 }
 
