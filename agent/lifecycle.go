@@ -148,7 +148,10 @@ func (a *Agent) follow(ctx context.Context, first bool) {
 	if !first && before == running && launched {
 		return
 	}
-	p := a.provisioning(ctx)
+	p, err := a.provisioning(ctx)
+	if err != nil && before == settingUp && time.Since(a.start) < settleAtMost {
+		return // it said so before: ask again
+	}
 	a.mu.Lock()
 	a.phase = phaseOf(p, a.ready, time.Now())
 	a.failed = ""
@@ -167,18 +170,18 @@ func (a *Agent) follow(ctx context.Context, first bool) {
 
 // provisioning asks the node how far it is; a node that cannot say is not
 // waited for.
-func (a *Agent) provisioning(ctx context.Context) (p Provisioning) {
+func (a *Agent) provisioning(ctx context.Context) (p Provisioning, err error) {
 	if a.cfg.Lifecycle == nil {
-		return p
+		return p, nil
 	}
-	err := guard(func() (err error) {
+	err = guard(func() (err error) {
 		p, err = a.cfg.Lifecycle.Provisioning(ctx)
 		return err
 	})
 	if err != nil {
 		a.cfg.Log.Warn("cannot tell whether the node is still being set up", "error", clean(err.Error(), maxError))
 	}
-	return p
+	return p, err
 }
 
 // askStopping bounds the question whether the node is shutting down.
@@ -254,10 +257,4 @@ func (a *Agent) strain() (s Strain, known bool) {
 	}
 	s, err := a.cfg.Strain.Strain()
 	return s, err == nil
-}
-
-// starvedSince tells whether a look with this deadline could not be fair.
-func (a *Agent) starvedSince(before Strain, timeout time.Duration) bool {
-	after, known := a.strain()
-	return known && (after.Delayed-before.Delayed > timeout/2 || after.Paused-before.Paused > time.Second)
 }

@@ -33,9 +33,10 @@ type loop struct {
 	rules chan *Rules
 	saw   chan probes.Occurrence
 
-	state state
-	stat  stat
-	turn  atomic.Int64 // monotonic, ns: when the loop last turned
+	state  state
+	strain Strain // as last read
+	stat   stat
+	turn   atomic.Int64 // monotonic, ns: when the loop last turned
 
 	mu   sync.Mutex // guards what other goroutines read
 	view view
@@ -154,6 +155,7 @@ func guard(f func() error) (err error) {
 // latest after the probe's period.
 func (l *loop) run(ctx context.Context) {
 	rules := <-l.rules
+	l.starved() // the first reading: what was before does not count
 	eye := newEye(ctx, l.probe)
 	next := time.NewTimer(0)
 	defer next.Stop()
@@ -200,16 +202,16 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 }
 
 // see looks, and looks again while the agent itself is starved and the look
-// would say something bad: its own lack of CPU is not the node's fault.
+// would say something bad: its own lack of CPU is not the node's fault. Strain is
+// read only when a look is bad, and then against the reading before: where that
+// one is older than the look, the look is first taken again, measured.
 func (l *loop) see(ctx context.Context, eye *eye) looked {
 	began := l.agent.now()
-	for {
-		strain, known := l.agent.strain()
+	for measured := false; ; measured = true {
 		at := l.agent.now()
 		look, err := eye.look(ctx, l.sub.spec.Timeout)
 		took := l.agent.now().Mono - at.Mono
-		if err == nil && len(look.Findings) == 0 || ctx.Err() != nil || errors.Is(err, probes.ErrNotApplicable) ||
-			!known || !l.agent.starvedSince(strain, l.sub.spec.Timeout) {
+		if err == nil && len(look.Findings) == 0 || ctx.Err() != nil || errors.Is(err, probes.ErrNotApplicable) || !l.starved() {
 			l.count(err, took)
 			return looked{Look: look, err: err, at: at}
 		}
@@ -218,8 +220,23 @@ func (l *loop) see(ctx context.Context, eye *eye) looked {
 			return looked{err: errStarved, at: at}
 		}
 		l.turn.Store(int64(l.agent.now().Mono))
-		wait(ctx, l.sub.spec.Timeout)
+		if measured {
+			wait(ctx, l.sub.spec.Timeout)
+			l.starved() // what the wait took is not the next look's
+		}
 	}
+}
+
+// starved tells whether the agent was held up since it was last asked so much
+// that a look in between could not be fair. It is not when nobody can say.
+func (l *loop) starved() bool {
+	before := l.strain
+	after, known := l.agent.strain()
+	if !known {
+		return false
+	}
+	l.strain = after
+	return after.Delayed-before.Delayed > l.sub.spec.Timeout/2 || after.Paused-before.Paused > time.Second
 }
 
 func (l *loop) count(err error, took time.Duration) {

@@ -18,6 +18,7 @@ func Once(ctx context.Context, cfg Config) Snapshot {
 		looks.Go(func() {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
+			l.starved()
 			seen := l.see(ctx, newEye(ctx, l.probe))
 			l.state, _, _ = fold(l.sub, a.rules, l.state, &seen, a.cfg.Journal, a.now())
 			l.show(&seen)

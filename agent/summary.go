@@ -63,6 +63,8 @@ func summary(list []Condition, failed string, rules *Rules) Condition {
 	case worst != nil:
 		s.Status = True
 		s.Message = shorten(fmt.Sprintf("%s (%s)", worst.Reason, worst.Severity)+also(drifting, s.Reason), maxMessage)
+	case len(unknown) > 0 && list[0].Reason == NodeProvisioning:
+		s.Status, s.Reason, s.Message = Unknown, NodeProvisioning, list[0].Message
 	case len(unknown) > 0:
 		s.Status, s.Reason = Unknown, unknown[0]
 		s.Message = shorten(unknown[0]+" is not known"+also(unknown, unknown[0]), maxMessage)

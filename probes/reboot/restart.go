@@ -40,7 +40,7 @@ func (p *Probe) rescan(ctx context.Context) {
 	p.scan = scan{at: time.Now(), err: err}
 	for _, unit := range slices.Sorted(maps.Keys(libraries)) {
 		p.scan.findings = append(p.scan.findings, probes.Finding{
-			Reason: ServiceRestartRequired, Subject: unit, Source: "/proc/PID/maps",
+			Reason: ServiceRestartRequired, Subject: unit,
 			Message: "runs replaced files: " + some(libraries[unit], 3),
 		})
 	}
@@ -62,6 +62,8 @@ func (p *Probe) deletedByUnit(ctx context.Context) (map[string][]string, error) 
 		unit, files, err := deletedBy(process)
 		switch {
 		case errors.Is(err, host.ErrProcessGone):
+		case errors.Is(err, fs.ErrPermission): // then all are refused, as in the pod, which goes without SYS_PTRACE
+			return found, fmt.Errorf("the right to trace processes is missing: %w", fs.ErrPermission)
 		case err != nil:
 			refused = err
 		case len(files) > 0:
@@ -72,11 +74,8 @@ func (p *Probe) deletedByUnit(ctx context.Context) (map[string][]string, error) 
 			found[unit] = slices.Compact(found[unit])
 		}
 	}
-	switch e, ok := errors.AsType[*fs.PathError](refused); {
-	case errors.Is(refused, fs.ErrPermission):
-		return found, fmt.Errorf("the right to trace processes is missing: %w", fs.ErrPermission)
-	case ok: // without the pid, which is another one each time
-		return found, fmt.Errorf("read a process's maps: %w", e.Err)
+	if e, ok := errors.AsType[*fs.PathError](refused); ok { // without the pid, which is another one each time
+		refused = fmt.Errorf("read a process's maps: %w", e.Err)
 	}
 	return found, refused
 }
