@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,8 @@ const (
 	aksMarker         = "etc/kubernetes/azure.json"
 	provisionComplete = "opt/azure/containers/provision.complete"
 	provisionResult   = "var/log/azure/aks/provision.json"
+	kubeletFlags      = "etc/default/kubelet"
+	aksLabel          = "kubernetes.azure.com/cluster="
 )
 
 // lifecycle implements [agent.Lifecycle] by systemd and AKS's own files.
@@ -34,7 +37,7 @@ func (l *lifecycle) Watch(ctx context.Context, changed func()) error {
 
 // Provisioning implements [agent.Lifecycle].
 func (l *lifecycle) Provisioning(context.Context) (p agent.Provisioning, err error) {
-	if p.AKS, err = l.there(aksMarker); err != nil || !p.AKS {
+	if p.AKS, err = l.aks(); err != nil || !p.AKS {
 		return p, err
 	}
 	if p.Complete, err = l.there(provisionComplete); err != nil {
@@ -50,6 +53,19 @@ func (l *lifecycle) Provisioning(context.Context) (p agent.Provisioning, err err
 	}
 	p.ExitCode, err = l.exitCode()
 	return p, err
+}
+
+// aks tells whether AKS set the node up: by its marker, or by a label that kubelet
+// is to give the Node.
+func (l *lifecycle) aks() (bool, error) {
+	if there, err := l.there(aksMarker); err != nil || there {
+		return there, err
+	}
+	b, err := l.node.Root.ReadFile(kubeletFlags)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return bytes.Contains(b, []byte(aksLabel)), err
 }
 
 func (l *lifecycle) there(name string) (bool, error) {

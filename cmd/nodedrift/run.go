@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -113,6 +114,9 @@ func run(ctx context.Context, c *cli, args []string) (int, error) {
 	}
 	if c.env("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(softMemory)
+	}
+	if c.env("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1) // looks are short and mostly wait: more processors would wake each other for nothing
 	}
 	node, err := host.Open(f.root)
 	if err != nil {
