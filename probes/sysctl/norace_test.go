@@ -1,5 +1,0 @@
-//go:build !race
-
-package sysctl
-
-const raceEnabled = false
