@@ -123,7 +123,7 @@ func (h *hostile) asks(t *testing.T, r *recorded) (names []string) {
 		files, asked := Recorder(n.Root)
 		keys := &sysctlRecorder{n.Sysctl, &paths{}}
 		n.Root, n.Sysctl = files, keys
-		look(t, h.newProbe(n)) // what is only listened to is not looked at
+		look(t, r.probe(h.newProbe, n)) // what is only listened to is not looked at
 		names = append(asked(), keys.all()...)
 	})
 	return names
@@ -175,7 +175,7 @@ func (h *hostile) try(t *testing.T, r *recorded, at place, name, thing string) (
 	defer mend()
 	n, done := spoiled.node(t, at)
 	defer done()
-	p := h.newProbe(n)
+	p := spoiled.probe(h.newProbe, n)
 	limit := p.Spec().Timeout + time.Second
 	begin := host.Monotonic()
 	got := outcome(look(t, p))

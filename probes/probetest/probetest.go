@@ -48,7 +48,10 @@
 //	cri/cgroup-driver   systemd or cgroupfs; without it the runtime is too old to know the call
 //	err/cri/CALL        a call, such as ListPodSandbox, fails
 //	clears              names of reasons that this case shows cleared
-//	http/…              reserved
+//	memory              what the probe kept in an earlier process of this boot, KEY=VALUE lines
+//	http/ADDRESS/PATH   what a TCP service of the node answers: a status line ("200") and the body, or
+//	                    "hangs"; an address without any refuses connections
+//	tls/ADDRESS         the certificate that a TLS service shows, and its key
 //
 // # The outcome
 //
@@ -93,7 +96,7 @@ func Run(t *testing.T, newProbe func(*host.Node) probes.Probe) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				n := r.open(t)
-				p := newProbe(n)
+				p := r.probe(newProbe, n)
 				l, err := look(t, p)
 				got := outcome(l, err)
 				for _, wrong := range strays(p.Spec(), l) {
@@ -105,6 +108,15 @@ func Run(t *testing.T, newProbe func(*host.Node) probes.Probe) {
 			})
 		})
 	}
+}
+
+// probe makes a probe, which remembers what the case says.
+func (r *recorded) probe(newProbe func(*host.Node) probes.Probe, n *host.Node) probes.Probe {
+	p := newProbe(n)
+	if m, ok := p.(probes.Rememberer); ok && r.memory != nil {
+		m.Recall(r.memory)
+	}
+	return p
 }
 
 // look takes one look within the probe's deadline.

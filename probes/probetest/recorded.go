@@ -34,6 +34,8 @@ type recorded struct {
 	faults        map[string]error // by path
 	now           time.Time
 	kernel        host.Kernel
+	web           *web
+	memory        map[string]string // what the probe kept in an earlier life
 	want, clears  []string
 }
 
@@ -65,7 +67,7 @@ func parseFile(name string) (*recorded, error) {
 func parse(archive *txtar.Archive) (*recorded, error) {
 	r := &recorded{
 		comment: strings.TrimSpace(string(archive.Comment)),
-		now:     defaultNow, faults: map[string]error{}, units: map[string]host.Unit{},
+		now:     defaultNow, faults: map[string]error{}, units: map[string]host.Unit{}, web: &web{},
 	}
 	if r.comment == "" {
 		return nil, errors.New("the comment must say where the node came from")
@@ -118,6 +120,15 @@ func (r *recorded) take(f txtar.File) (err error) {
 	case f.Name == "want":
 		r.want = lines(f)
 		return nil
+	case f.Name == "memory":
+		r.memory = map[string]string{}
+		for _, line := range lines(f) {
+			key, value, _ := strings.Cut(line, "=")
+			r.memory[key] = value
+		}
+		return nil
+	case top == "http" && below, top == "tls" && below:
+		return r.web.take(top, rest, f)
 	case f.Name == "clears":
 		r.clears = strings.Fields(body(f))
 		return nil
@@ -141,7 +152,7 @@ func (r *recorded) take(f txtar.File) (err error) {
 		r.files = append(r.files, e)
 		return err
 	}
-	return errors.New("unknown: no folder of a root, and not now, uname, want, clears, err/, proc/, systemd/ or cri/")
+	return errors.New("unknown: no folder of a root, and not now, uname, want, clears, memory, http/, tls/, err/, proc/, systemd/ or cri/")
 }
 
 func body(f txtar.File) string { return strings.TrimSpace(string(f.Data)) }
@@ -291,7 +302,7 @@ func (r *recorded) node(t *testing.T, at place) (n *host.Node, done func()) {
 		Kernel: r.kernel,
 	}
 	n.CRI = host.NewCRI(n.Root, n.Proc)
-	return n, func() { files.Close(); sysctls.Close(); n.Units.Close(); n.CRI.Close() }
+	return n, func() { files.Close(); sysctls.Close(); n.Units.Close(); n.CRI.Close(); r.web.close() }
 }
 
 // serve lets a stand-in answer for the recorded systemd, if there is one.
