@@ -19,8 +19,7 @@ type watched struct {
 }
 
 func (w *watched) set(list []string) {
-	slices.Sort(list)
-	list = slices.Compact(list)
+	list = slices.Compact(slices.Sorted(slices.Values(list)))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if slices.Equal(w.list, list) {
