@@ -13,8 +13,9 @@ import (
 // raises it and one that shows it cleared, and, for the probe, one that could not
 // look. A case shows a reason cleared when it is named "<reason>-clear….txtar"
 // (kernel-outdated-clear.txtar) or lists it under "-- clears --", and judges it
-// and does not raise it.
-func Covers(t *testing.T, spec probes.Spec) {
+// and does not raise it. Reasons elsewhere are those that no single look can
+// raise: the probe's own tests show them, and no case may.
+func Covers(t *testing.T, spec probes.Spec, elsewhere ...string) {
 	t.Helper()
 	all := load(t)
 	known := map[string]bool{}
@@ -22,6 +23,12 @@ func Covers(t *testing.T, spec probes.Spec) {
 	for _, reason := range spec.Reasons {
 		known[reason.Name] = true
 		if reason.Happens {
+			continue
+		}
+		if slices.Contains(elsewhere, reason.Name) {
+			if slices.ContainsFunc(all, func(r *recorded) bool { return r.raises(reason.Name) }) {
+				t.Errorf("a case raises %s, which is shown elsewhere", reason.Name)
+			}
 			continue
 		}
 		if !slices.ContainsFunc(all, func(r *recorded) bool { return r.raises(reason.Name) }) {
