@@ -8,7 +8,7 @@ ARCH     = $(shell $(GO) env GOARCH)
 # grpcnotrace keeps html/template out of the binary: 4 MB. The same source is the same binary.
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
 BUILDAH  = buildah --storage-driver vfs
-SOURCES  = $(shell find cmd agent probes bpf -name '*.go' -o -name '*.yaml' -o -name '*.tsv' 2>/dev/null) go.mod go.sum
+SOURCES  = $(shell find cmd agent probes bpf -name '*.go' -o -name '*.yaml' -o -name '*.tsv' -o -name '*.o' 2>/dev/null) go.mod go.sum
 
 .PHONY: run build modules deps test lint generate image e2e bench
 
