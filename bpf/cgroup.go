@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +89,9 @@ type walk struct {
 	at   time.Time
 	seen map[uint64]place
 }
+
+// walk looks for cgroups where pods are seen.
+func (l *loader) walk() *walk { return &walk{tree: cmp.Or(l.trees.pids, l.trees.unified)} }
 
 type place struct {
 	path []string

@@ -15,10 +15,10 @@ import (
 // A detector is one collection of programs, what it is attached to, and its ring
 // buffer.
 type detector struct {
-	name   string
 	coll   *ebpf.Collection
 	links  []link.Link
 	reader *ringbuf.Reader // nil: it shares another's
+	walk   *walk           // nil: paths come with the events
 }
 
 // open opens the ring buffer.
@@ -38,6 +38,34 @@ func (d *detector) lost() (n uint64) {
 	return n
 }
 
+// identify says who a task is by its cgroup.
+func (d *detector) identify(a *actorEvent) identity {
+	switch {
+	case d.walk != nil:
+		return identify(d.walk.find(a.Cgroup))
+	case a.Where == outside: // not of this node
+		return identity{}
+	}
+	return identify(a.path())
+}
+
+// arm makes the programs answer to the agent's own doings, or not.
+func (d *detector) arm(on bool) error {
+	pid := uint32(0)
+	if on {
+		pid = uint32(os.Getpid())
+	}
+	return d.coll.Variables["testing"].Set(pid) // shared memory
+}
+
+// free keeps what the programs do and lets go of what only loading them needed.
+func (d *detector) free() {
+	for _, p := range d.coll.Programs {
+		p.Close()
+	}
+	d.coll.Programs = nil
+}
+
 func (d *detector) close() {
 	for _, l := range d.links {
 		l.Close()
@@ -53,7 +81,8 @@ func (d *detector) close() {
 type loader struct {
 	cache *btf.Cache
 	trees trees
-	level uint32 // of the agent's pid namespace
+	ring  *ebpf.Map // of the rare detectors; nil before the first
+	level uint32    // of the agent's pid namespace
 	netns uint32
 	ipcns uint32
 }
@@ -101,7 +130,7 @@ func (l *loader) depth() (uint32, error) {
 }
 
 // load loads a collection with what every program is told and what is its own.
-func (l *loader) load(spec *ebpf.CollectionSpec, own map[string]any) (*ebpf.Collection, error) {
+func (l *loader) load(spec *ebpf.CollectionSpec, own map[string]any, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	vars := map[string]any{"level": l.level, "root": l.trees.unified.id, "pids_root": l.trees.pids.id}
 	for name, v := range own {
 		vars[name] = v
@@ -113,7 +142,7 @@ func (l *loader) load(spec *ebpf.CollectionSpec, own map[string]any) (*ebpf.Coll
 			}
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: l.cache})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Cache: l.cache, MapReplacements: shared})
 	if err != nil {
 		return nil, plain(err)
 	}

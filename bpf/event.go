@@ -35,6 +35,36 @@ type actorEvent struct {
 	Names  [nameCount][nameSize]byte
 }
 
+// An event is something rare: the Go shape of headers/event.h.
+type event struct {
+	Kind        uint32
+	Number      uint32
+	Memory      uint64
+	TargetStart uint64
+	Target      uint32
+	Kernel      uint32
+	TargetComm  [16]byte
+	By          actorEvent
+}
+
+// The kinds of events.
+const (
+	kindTest = iota + 1
+	kindExit
+	kindSignal
+	kindOOM
+	kindHang
+)
+
+// A blocked thread: the Go shape of census.bpf.c.
+type blocked struct {
+	Start    uint64
+	Switches uint64
+	Thread   uint32
+	_        uint32
+	By       actorEvent
+}
+
 // path are the components of the cgroup's path from the root on, as many as were
 // kept; nil when the path is not known.
 func (a *actorEvent) path() []string {

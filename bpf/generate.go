@@ -5,3 +5,8 @@ package bpf
 //
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types level level.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types sysctl sysctl.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types exit exit.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types oom oom.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types signal signal.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types hang hang.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types census census.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders

@@ -57,16 +57,17 @@ func traced(t testing.TB, keys ...string) *Tracer {
 			t.Error(err)
 		}
 	})
-	for range 500 {
-		if s := tr.States()[0]; s.Active {
-			return tr
-		} else if s.Reason != "not attached yet" {
-			t.Fatal(s.Reason)
-		}
-		time.Sleep(10 * time.Millisecond)
+	select {
+	case <-tr.tried:
+	case <-time.After(10 * time.Second):
+		t.Fatal("not attached after 10 s")
 	}
-	t.Fatal("not attached after 5 s")
-	return nil
+	for _, s := range tr.States() {
+		if !s.Active {
+			t.Errorf("detector %s: %s", s.Detector, s.Reason)
+		}
+	}
+	return tr
 }
 
 // inNetns runs a shell line in a network namespace of its own: what it writes to

@@ -1,13 +1,9 @@
 package bpf
 
 import (
-	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -47,14 +43,12 @@ func hashKey(name string) uint32 {
 type writes struct {
 	detector
 	ipcns uint32
-	walk  *walk // nil: paths come with the events
 }
 
 // attachSysctl loads the first variant that this kernel takes, and attaches it at
 // the root of the cgroup tree: by link, which stands beside whatever others attached.
 func (l *loader) attachSysctl() (*writes, error) {
 	w := &writes{}
-	w.name = "sysctl"
 	var errs []error
 	for _, variant := range []string{sysctlProgSysctlDirect, sysctlProgSysctlProbed, sysctlProgSysctlLocked} {
 		spec, err := loadSysctl()
@@ -66,7 +60,7 @@ func (l *loader) attachSysctl() (*writes, error) {
 				delete(spec.Programs, name)
 			}
 		}
-		w.coll, err = l.load(spec, map[string]any{sysctlVarNetns: l.netns})
+		w.coll, err = l.load(spec, map[string]any{sysctlVarNetns: l.netns}, nil)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("load %s: %w", variant, err))
 			continue
@@ -79,7 +73,7 @@ func (l *loader) attachSysctl() (*writes, error) {
 		w.links = append(w.links, at)
 		w.ipcns = l.ipcns
 		if variant == sysctlProgSysctlLocked {
-			w.walk = &walk{tree: cmp.Or(l.trees.pids, l.trees.unified)}
+			w.walk = l.walk()
 		}
 		return w, w.open("events")
 	}
@@ -109,35 +103,6 @@ func dots(path string) string {
 		}
 		return r
 	}, path)
-}
-
-// test reads a key and waits until that was heard, with the agent's own pid.
-func (w *writes) test(ctx context.Context, heard <-chan uint32) error {
-	if err := w.coll.Variables[sysctlVarTesting].Set(uint32(os.Getpid())); err != nil {
-		return err
-	}
-	defer w.coll.Variables[sysctlVarTesting].Set(uint32(0))
-	return retest(ctx, heard, func() error {
-		_, err := os.ReadFile("/proc/sys/" + testKey)
-		return err
-	})
-}
-
-// retest makes the detector's own event until it is heard, for up to two seconds.
-func retest(ctx context.Context, heard <-chan uint32, cause func() error) error {
-	for range 20 {
-		if err := cause(); err != nil {
-			return fmt.Errorf("self-test: %w", err)
-		}
-		select {
-		case <-heard:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return errors.New("self-test: its own event did not come back")
 }
 
 // namespaced keys belong to an IPC namespace (ipc_namespaces(7)); net.* is sorted

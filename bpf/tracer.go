@@ -1,13 +1,13 @@
 package bpf
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ type Config struct {
 // A State is what a detector can do on this node.
 type State struct {
 	Detector string
-	Active   bool   // it has heard its own event
+	Active   bool   // attached, and it has heard its own event where one can be made
 	Reason   string // why not
 	Events   uint64
 	Lost     uint64
@@ -43,12 +44,15 @@ type State struct {
 type Tracer struct {
 	cfg     Config
 	journal *journal
+	states  []*state
+	tried   chan struct{} // closed when every detector was tried
 
-	mu        sync.Mutex
-	states    []*state
-	writes    *writes
-	keys      map[string]bool // watched, by path; nil before anybody said
-	listeners map[*listener]struct{}
+	rare rare // owned by the goroutine that reads rare events
+
+	mu     sync.Mutex
+	writes *writes
+	keys   map[string]bool // watched, as paths below /proc/sys
+	ears   map[*hearing]struct{}
 }
 
 // A state is the account of one detector.
@@ -56,7 +60,8 @@ type state struct {
 	name   string
 	events atomic.Uint64
 	lost   atomic.Uint64
-	tested chan uint32
+	tested chan struct{}            // its own event came back
+	d      atomic.Pointer[detector] // nil: not attached
 
 	mu     sync.Mutex
 	active bool
@@ -69,20 +74,39 @@ func (s *state) set(active bool, reason string) {
 	s.active, s.reason = active, reason
 }
 
-// listener is somebody who wants to look when the sysctls are written.
-type listener struct{ h probes.Hearer }
+func (s *state) returned() {
+	select {
+	case s.tested <- struct{}{}:
+	default:
+	}
+}
+
+// hearing is somebody who listens, to writes of sysctls or to occurrences.
+type hearing struct {
+	h      probes.Hearer
+	writes bool
+}
 
 // New returns a tracer that is not attached to anything yet.
 func New(cfg Config) *Tracer {
-	t := &Tracer{cfg: cfg, journal: newJournal(cfg.Pods), listeners: map[*listener]struct{}{}}
+	t := &Tracer{cfg: cfg, journal: newJournal(cfg.Pods), tried: make(chan struct{}), ears: map[*hearing]struct{}{}}
+	names := rareDetectors
 	if cfg.Sysctl {
-		t.states = append(t.states, newState("sysctl"))
+		names = append([]string{sysctlDetector}, names...)
 	}
+	for _, name := range names {
+		t.states = append(t.states, &state{name: name, reason: "not attached yet", tested: make(chan struct{}, 1)})
+	}
+	t.rare.reset(t)
 	return t
 }
 
-func newState(name string) *state {
-	return &state{name: name, reason: "not attached yet", tested: make(chan uint32, 1)}
+func (t *Tracer) state(name string) *state {
+	i := slices.IndexFunc(t.states, func(s *state) bool { return s.name == name })
+	if i < 0 {
+		return nil
+	}
+	return t.states[i]
 }
 
 // States tells what each detector can do.
@@ -133,100 +157,183 @@ func (t *Tracer) filter() {
 }
 
 // OnWrite has h told when a watched key was written, until stop is called.
-func (t *Tracer) OnWrite(h probes.Hearer) (stop func()) {
+func (t *Tracer) OnWrite(h probes.Hearer) (stop func()) { return t.listen(&hearing{h, true}) }
+
+func (t *Tracer) listen(l *hearing) (stop func()) {
 	if t == nil {
 		return func() {}
 	}
-	l := &listener{h}
 	t.mu.Lock()
-	t.listeners[l] = struct{}{}
+	t.ears[l] = struct{}{}
 	t.mu.Unlock()
 	return func() {
 		t.mu.Lock()
-		delete(t.listeners, l)
+		delete(t.ears, l)
 		t.mu.Unlock()
 	}
 }
 
-func (t *Tracer) each(tell func(probes.Hearer)) {
+// each tells those who listen to writes, or to occurrences.
+func (t *Tracer) each(writes bool, tell func(probes.Hearer)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for l := range t.listeners {
-		tell(l.h)
+	for l := range t.ears {
+		if l.writes == writes {
+			tell(l.h)
+		}
 	}
 }
 
 // Run attaches the detectors and listens until ctx ends. What this node does not
 // allow is said once, and is no error.
 func (t *Tracer) Run(ctx context.Context) error {
-	if t == nil || len(t.states) == 0 {
+	if t == nil {
 		<-ctx.Done()
 		return nil
 	}
 	var reading sync.WaitGroup
-	l, err := newLoader(t.cfg.Root)
-	if err == nil {
-		err = t.attach(ctx, l, &reading)
-	}
-	if err != nil {
-		why := explain(err)
-		for _, s := range t.states {
-			s.set(false, why)
+	t.attach(ctx, &reading)
+	close(t.tried)
+	t.each(false, probes.Hearer.Changed)
+	debug.FreeOSMemory() // the kernel's types took a few MiB
+	t.mind(ctx)
+	for _, s := range t.states {
+		if d := s.d.Load(); d != nil && d.reader != nil {
+			d.reader.Close()
 		}
-		t.cfg.Log.Warn("no BPF: who did what will not be known; conditions are not affected", "why", why)
 	}
-	l = nil // and the kernel's types with it
-	debug.FreeOSMemory()
-	t.count(ctx)
 	reading.Wait()
+	for _, s := range t.states {
+		if d := s.d.Load(); d != nil {
+			s.set(false, "detached")
+			d.close()
+		}
+	}
 	return nil
 }
 
-// attach attaches every detector that is asked for.
-func (t *Tracer) attach(ctx context.Context, l *loader, reading *sync.WaitGroup) error {
+// attach tries every detector. One that is refused keeps no other from working.
+func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
+	l, err := newLoader(t.cfg.Root)
+	refused := map[string][]string{}
 	for _, s := range t.states {
+		e := err
+		if e == nil {
+			e = t.start(ctx, l, s, reading)
+		}
+		if e != nil {
+			why := explain(e)
+			s.set(false, why)
+			refused[why] = append(refused[why], s.name)
+			continue
+		}
+		s.set(true, "")
+	}
+	for why, names := range refused {
+		t.cfg.Log.Warn("who did what will not be known; conditions are not affected", "detectors", names, "why", why)
+	}
+	if err == nil {
+		t.cfg.Log.Info("tracing", "detectors", len(t.states), "cgroup", l.trees.unified.dir, "pods", l.walk().tree.dir, "pidLevel", l.level)
+	}
+}
+
+// start attaches a detector, begins to read what it says, and tries it.
+func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.WaitGroup) error {
+	if s.name == sysctlDetector {
 		w, err := l.attachSysctl()
 		if err != nil {
 			return err
 		}
+		s.d.Store(&w.detector)
 		t.mu.Lock()
 		t.writes = w
 		t.filter()
 		t.mu.Unlock()
-		reading.Go(func() { t.read(ctx, s, w) })
-		if err := w.test(ctx, s.tested); err != nil && ctx.Err() == nil {
+		reading.Go(func() { read(t, s, w.reader, func(e *sysctlEvent) { t.heardWrite(s, w, e) }) })
+	} else {
+		first := l.ring == nil
+		oom := t.state(oomDetector)
+		d, err := l.attachRare(s.name, s.name == exitDetector && oom.d.Load() == nil)
+		if err != nil {
 			return err
 		}
-		s.set(true, "")
-		t.cfg.Log.Info("listening to writes of sysctls", "cgroup", l.trees.unified.dir, "pods", cmp.Or(l.trees.pids.dir, l.trees.unified.dir), "pidLevel", l.level)
+		s.d.Store(d)
+		if s.name == exitDetector && oom.d.Load() == nil {
+			oom.set(true, "") // joined with the pid
+		}
+		if first {
+			if err := d.open("events"); err != nil {
+				s.d.Store(nil)
+				return err
+			}
+			reading.Go(func() { read(t, s, d.reader, t.rare.heard) })
+		}
+	}
+	defer s.d.Load().free()
+	if err := s.try(ctx); err != nil {
+		return fmt.Errorf("self-test: %w", err)
 	}
 	return nil
 }
 
-// read takes in events until ctx ends.
-func (t *Tracer) read(ctx context.Context, s *state, w *writes) {
-	defer context.AfterFunc(ctx, func() { w.reader.Close() })()
-	defer w.close()
-	defer func() {
-		t.mu.Lock()
-		t.writes = nil
-		t.mu.Unlock()
+// try makes the detector's own event until it is heard, for up to two seconds:
+// nothing it does changes the node. OOM kills and hung tasks cannot be made.
+func (s *state) try(ctx context.Context) error {
+	cause := map[string]func() error{
+		sysctlDetector: func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
+		exitDetector:   endThread,
+		signalDetector: func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
+	}[s.name]
+	if cause == nil {
+		return nil
+	}
+	if err := s.d.Load().arm(true); err != nil {
+		return err
+	}
+	defer s.d.Load().arm(false)
+	for range 20 {
+		if err := cause(); err != nil {
+			return err
+		}
+		select {
+		case <-s.tested:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return errors.New("its own event did not come back")
+}
+
+// endThread ends a thread of the agent's: one whose goroutine ends locked to it.
+func endThread() error {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(done)
 	}()
+	<-done
+	return nil
+}
+
+// read takes in events until the reader is closed.
+func read[T any](t *Tracer, s *state, r *ringbuf.Reader, heard func(*T)) {
 	var rec ringbuf.Record
 	for {
-		if err := w.reader.ReadInto(&rec); err != nil {
+		if err := r.ReadInto(&rec); err != nil {
 			if !errors.Is(err, ringbuf.ErrClosed) {
-				s.set(false, fmt.Sprintf("read events: %v", err))
+				s.set(false, "read events: "+err.Error())
 				t.cfg.Log.Error("no more events", "detector", s.name, "error", err)
 			}
 			return
 		}
-		e, err := decode[sysctlEvent](rec.RawSample)
+		e, err := decode[T](rec.RawSample)
 		if err != nil {
-			s.lost.Add(1)
-			continue
+			t.cfg.Log.Error("an event of another kind", "detector", s.name, "error", err)
+			return
 		}
-		t.heardWrite(s, w, e)
+		heard(e)
 	}
 }
 
@@ -237,30 +344,23 @@ const again = 30 * time.Millisecond
 // heardWrite takes in one event of the sysctl detector.
 func (t *Tracer) heardWrite(s *state, w *writes, e *sysctlEvent) {
 	if e.Kind == sysctlTest {
-		select {
-		case s.tested <- e.By.PID:
-		default:
-		}
+		s.returned()
 		return
 	}
 	s.events.Add(1)
-	key := text(e.Key[:])
+	path := text(e.Key[:])
 	t.mu.Lock()
-	watched := t.keys[key]
+	watched := t.keys[path]
 	t.mu.Unlock()
-	if !watched || namespaced(key) && e.IPCNS != w.ipcns {
+	if !watched || namespaced(path) && e.IPCNS != w.ipcns {
 		return
 	}
-	t.journal.put(keyOf(key), act{mono: time.Duration(e.By.Time), who: w.identify(&e.By), by: by(&e.By)})
-	t.each(func(h probes.Hearer) { h.Changed() })
-	time.AfterFunc(again, func() { t.each(func(h probes.Hearer) { h.Changed() }) })
-}
-
-func (w *writes) identify(a *actorEvent) identity {
-	if w.walk != nil {
-		return identify(w.walk.find(a.Cgroup))
-	}
-	return identify(a.path())
+	key := keyOf(path)
+	t.journal.put(key, act{mono: time.Duration(e.By.Time), who: w.identify(&e.By), by: by(&e.By)})
+	t.each(true, probes.Hearer.Changed)
+	time.AfterFunc(again, func() { t.each(true, probes.Hearer.Changed) })
+	t.rare.limit.say(t, probes.Occurrence{Reason: SysctlWritten, Subject: key.Name, Trace: key,
+		Message: key.Name + " was set to " + printable(strings.TrimSpace(text(e.Value[:])), 32)})
 }
 
 // by is what the event itself says of who did it.
@@ -277,27 +377,54 @@ func monotonic() time.Duration {
 // countEvery is how often lost events are counted.
 const countEvery = time.Second
 
-// count counts lost events until ctx ends. Any loss asks for a full look.
-func (t *Tracer) count(ctx context.Context) {
+// mind counts lost events and blocked threads until ctx ends. Any loss asks for
+// a full look.
+func (t *Tracer) mind(ctx context.Context) {
 	tick := time.NewTicker(countEvery)
 	defer tick.Stop()
+	var counted time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case now := <-tick.C:
+			for _, s := range t.states {
+				t.countLost(s)
+			}
+			t.rare.limit.flush(t)
+			if s := t.state(censusDetector); s.d.Load() != nil && now.Sub(counted) >= censusEvery {
+				counted = now
+				t.census(s)
+			}
 		}
-		t.mu.Lock()
-		w := t.writes
-		t.mu.Unlock()
-		if w == nil {
-			continue
+	}
+}
+
+func (t *Tracer) countLost(s *state) {
+	d := s.d.Load()
+	if d == nil {
+		return
+	}
+	if n, known := d.lost(), s.lost.Load(); n > known {
+		s.lost.Store(n)
+		t.each(s.name == sysctlDetector, func(h probes.Hearer) { h.Lost("bpf "+s.name, n-known) })
+	}
+}
+
+func (t *Tracer) census(s *state) {
+	all, err := census(s.d.Load().links[0].(*link.Iter))
+	if err != nil {
+		if s.mu.Lock(); s.active {
+			t.cfg.Log.Warn("blocked threads are not counted", "error", err)
 		}
-		s := t.states[0]
-		if n := w.lost(); n > s.lost.Load() {
-			more := n - s.lost.Swap(n)
-			t.each(func(h probes.Hearer) { h.Lost("bpf "+s.name, more) })
-		}
+		s.mu.Unlock()
+		s.set(false, err.Error())
+		return
+	}
+	s.set(true, "")
+	for _, b := range t.rare.ward.hung(all, monotonic()) {
+		s.events.Add(1)
+		t.rare.blocked(s.d.Load(), &b.By, hungAfter)
 	}
 }
 

@@ -20,7 +20,7 @@ typedef _Bool bool;
 #define true 1
 #define false 0
 
-enum { BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY = 0 };
 
 #include <bpf/bpf_helpers.h>
@@ -46,7 +46,14 @@ struct cgroup_subsys_state { struct cgroup *cgroup; };
 struct css_set { struct cgroup_subsys_state *subsys[16]; struct cgroup *dfl_cgrp; };
 
 typedef struct { int counter; } atomic_t;
+typedef struct { long counter; } atomic_long_t;
 struct signal_struct { atomic_t live; };
+
+struct percpu_counter { __s64 count; };
+struct mm_rss_stat { atomic_long_t count[4]; };
+struct mm_struct {};
+struct mm_struct___old { struct mm_rss_stat rss_stat; };      /* before 6.2 */
+struct mm_struct___new { struct percpu_counter rss_stat[4]; };
 
 struct task_struct {
 	int pid, tgid;
@@ -54,6 +61,8 @@ struct task_struct {
 	unsigned int flags;
 	char comm[16];
 	__u64 start_time;
+	unsigned long nvcsw, nivcsw;
+	struct mm_struct *mm;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	struct pid *thread_pid;
@@ -63,6 +72,10 @@ struct task_struct {
 };
 struct task_struct___old { long state; };                    /* before 5.14 */
 struct task_struct___new { unsigned int __state; };
+
+struct seq_file;
+struct bpf_iter_meta { struct seq_file *seq; };
+struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };
 
 #pragma clang attribute pop
 
