@@ -21,6 +21,12 @@ func newTracer(cfg *config, node *host.Node, root string, log *slog.Logger) *bpf
 	return bpf.New(bpf.Config{Root: root, Sysctl: !off(cfg.BPF.Sysctl), Pods: bpf.NewPodLogs(node.Root), Log: log})
 }
 
+// occurrences is the probe that tells what the tracer hears.
+func occurrences(cfg *config, trace *bpf.Tracer) probes.Probe {
+	section[struct{}](cfg, "bpf") // it has no keys of its own
+	return bpf.NewProbe(trace)
+}
+
 func off(b *bool) bool { return b != nil && !*b }
 
 // journal is the tracer's as the agent asks it.

@@ -123,3 +123,44 @@ func TestEachWriterIsNamed(t *testing.T) {
 	}
 	until(t, "node1", "SysctlDrift", 15*time.Second, isFalse)
 }
+
+// hostPod runs a program of the node's own in a privileged pod, to its end: the
+// image has no shell.
+func hostPod(t *testing.T, node, name, memory string, command ...string) {
+	t.Helper()
+	libraries := "/host/usr/lib/x86_64-linux-gnu:/host/usr/lib/aarch64-linux-gnu"
+	loader := strings.TrimSpace(sh(t, node, "ls /lib64/ld-linux-x86-64.so.2 /lib/ld-linux-aarch64.so.1 2>/dev/null | head -1"))
+	argv, err := json.Marshal(append([]string{"/host" + loader, "--library-path", libraries}, command...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": "default"}, "spec": {"nodeName": %q, "hostNetwork": true, "hostPID": true, "terminationGracePeriodSeconds": 0,
+	  "restartPolicy": "Never", "volumes": [{"name": "host", "hostPath": {"path": "/"}}], "containers": [{"name": "tool", "image": "localhost/toolbox:1", "imagePullPolicy": "Never", "command": %s,
+	  "resources": {"limits": {"memory": %q}}, "securityContext": {"privileged": true}, "volumeMounts": [{"name": "host", "mountPath": "/host", "readOnly": true}]}]}}`, name, node, argv, memory)
+	if out, err := testLab.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
+		t.Fatalf("run pod %s: %v\n%s", name, err, out)
+	}
+	t.Cleanup(func() {
+		_, _ = testLab.Kubectl(context.WithoutCancel(t.Context()), nil, "delete", "pod", name, "--force", "--grace-period=0")
+	})
+}
+
+func mainPID(t *testing.T, node, unit string) string {
+	return strings.TrimSpace(sh(t, node, "systemctl show --value -p MainPID "+unit))
+}
+
+func TestKillerIsNamed(t *testing.T) {
+	need(t)
+	if _, err := testLab.Node("node0").SystemdRun(t.Context(), "kill", "-9", mainPID(t, "node0", "kubelet")); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%q", eventSays(t, "node0", regexp.MustCompile(`kubelet.* was ended by SIGKILL; by run-\w+\.service`)))
+	hostPod(t, "node1", "killer", "64Mi", "/host/usr/bin/kill", "-9", mainPID(t, "node1", "containerd"))
+	t.Logf("%q", eventSays(t, "node1", regexp.MustCompile(`containerd.* was ended by SIGKILL; by pod default/killer`)))
+}
+
+func TestOOMKillNamesItsContainer(t *testing.T) {
+	need(t)
+	hostPod(t, "node2", "hog", "32Mi", "/host/usr/bin/tail", "/dev/zero")
+	t.Logf("%q", eventSays(t, "node2", regexp.MustCompile(`default/hog.*out of memory: .* in container tool was killed; it held \d+ MiB`)))
+}
