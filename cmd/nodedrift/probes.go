@@ -17,6 +17,7 @@ func list(cfg *config, node *host.Node, trace *bpf.Tracer) []probes.Probe {
 		traced(sysctl.New(node.Root, node.Sysctl, node.Proc, section[sysctl.Config](cfg, "sysctl")), trace),
 		reboot.New(node.Root, node.Proc, node.Kernel, section[reboot.Config](cfg, "reboot")),
 		kubelet.New(node.Root, node.Proc, node.Units, section[kubelet.Config](cfg, "kubelet")),
+		occurrences(cfg, trace),
 	}
 }
 
