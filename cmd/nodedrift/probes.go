@@ -5,6 +5,8 @@ import (
 
 	"github.com/nodedrift/nodedrift/bpf"
 	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/azurecni"
+	"github.com/nodedrift/nodedrift/probes/containerd"
 	"github.com/nodedrift/nodedrift/probes/host"
 	"github.com/nodedrift/nodedrift/probes/kubelet"
 	"github.com/nodedrift/nodedrift/probes/reboot"
@@ -17,6 +19,8 @@ func list(cfg *config, node *host.Node, trace *bpf.Tracer) []probes.Probe {
 		traced(sysctl.New(node.Root, node.Sysctl, node.Proc, section[sysctl.Config](cfg, "sysctl")), trace),
 		reboot.New(node.Root, node.Proc, node.Kernel, section[reboot.Config](cfg, "reboot")),
 		kubelet.New(node.Root, node.Proc, node.Units, section[kubelet.Config](cfg, "kubelet")),
+		containerd.New(node.Root, node.Proc, node.Units, node.CRI, section[containerd.Config](cfg, "containerd")),
+		azurecni.New(node.Root, node.CRI, section[azurecni.Config](cfg, "azurecni")),
 		occurrences(cfg, trace),
 	}
 }
