@@ -68,7 +68,7 @@ type blocked struct {
 // path are the components of the cgroup's path from the root on, as many as were
 // kept; nil when the path is not known.
 func (a *actorEvent) path() []string {
-	if a.Where == tooDeep && a.Steps == 0 {
+	if a.Where == tooDeep {
 		return nil
 	}
 	kept := min(a.Steps, nameCount)

@@ -1,0 +1,360 @@
+package bpf
+
+import (
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"testing/synctest"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/nodedrift/nodedrift/probes"
+)
+
+const (
+	uid       = "1b9e3f6a-0c4d-4e5f-8a7b-9c0d1e2f3a4b"
+	uidFolder = "kubepods-burstable-pod1b9e3f6a_0c4d_4e5f_8a7b_9c0d1e2f3a4b.slice"
+)
+
+var cid = strings.Repeat("0123456789abcdef", 4)
+
+func TestIdentify(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]identity{
+		"kubepods.slice/kubepods-burstable.slice/" + uidFolder + "/cri-containerd-" + cid + ".scope": {pod: uid, container: cid},
+		"kubepods.slice/kubepods-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice":                 {pod: uid},
+		"kubepods/besteffort/pod" + uid + "/" + cid:                                                  {pod: uid, container: cid},
+		"kubepods/podd41d8cd98f00b204e9800998ecf8427e/" + cid:                                        {pod: "d41d8cd98f00b204e9800998ecf8427e", container: cid},
+		"system.slice/kubelet.service":                                                               {unit: "kubelet.service"},
+		"system.slice/run-u5.service":                                                                {unit: "run-u5.service"},
+		"user.slice/user-1000.slice/session-3.scope":                                                 {unit: "session-3.scope"},
+		"user.slice/user-1000.slice/user@1000.service/app.slice/fake.service":                        {unit: "user@1000.service"},
+		"init.scope": {unit: "init.scope"},
+		"":           {},
+		"system.slice/containerd.service/kubepods.slice/" + uidFolder: {unit: "containerd.service"},
+		// Whoever may make cgroups below its own can choose any name, and stays who it is.
+		"kubepods.slice/" + uidFolder + "/cri-containerd-" + cid + ".scope/kubelet.service":                {pod: uid, container: cid},
+		"kubepods.slice/" + uidFolder + "/x/kubepods-pod" + strings.Repeat("a", 32) + ".slice":             {pod: uid},
+		"system.slice/evil.service/kubepods/pod" + uid:                                                     {unit: "evil.service"},
+		"kubepods.slice/kubepods-podzzzz3f6a_0c4d_4e5f_8a7b_9c0d1e2f3a4b.slice":                            {},
+		"kubepods.slice/tripod" + strings.Repeat("a", 32):                                                  {},
+		"system.slice/a\x1b[2Jb.service":                                                                   {unit: `a\x1b[2Jb.service`},
+		"kubepods.slice/kubepods-burstable.slice/" + uidFolder + "/crio-" + cid + ".scope/container/inner": {pod: uid, container: cid},
+	} {
+		if got := identify(strings.Split(path, "/")); got != want {
+			t.Errorf("%s: %+v, want %+v", path, got, want)
+		}
+	}
+}
+
+func TestPathIsReadFromTheRootOn(t *testing.T) {
+	t.Parallel()
+	// A cgroup of 11 levels; the kernel side keeps the 8 nearest to the root.
+	var a actorEvent
+	a.Where, a.Steps = inside, 11
+	for s := range 11 { // s counts from the leaf
+		copy(a.Names[s%nameCount][:], fmt.Sprintf("level%d\x00%s", 11-s, "what was there before"))
+	}
+	if got, want := strings.Join(a.path(), " "), "level1 level2 level3 level4 level5 level6 level7 level8"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := (&actorEvent{Where: tooDeep, Steps: 24}).path(); got != nil {
+		t.Errorf("a path that does not reach the root is taken for one: %q", got)
+	}
+}
+
+func TestPodLogs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		root := fstest.MapFS{
+			"var/log/pods/kube-system_tuner-x7k2_" + uid + "/tuner/0.log": {},
+			"var/log/pods/no_pod/x": {},
+			"var/log/containers/tuner-x7k2_kube-system_main-loop-" + cid + ".log": {},
+		}
+		p := NewPodLogs(root)
+		if pod, container := p.Name(uid, cid); pod != "kube-system/tuner-x7k2" || container != "main-loop" {
+			t.Fatalf("%q %q", pod, container)
+		}
+		clear(root)
+		time.Sleep(time.Hour)
+		for _, wait := range []time.Duration{0, remembered - time.Second} {
+			time.Sleep(wait)
+			p.Name("somebody else", "")
+			if pod, _ := p.Name(uid, cid); pod != "kube-system/tuner-x7k2" {
+				t.Errorf("a pod deleted %s ago is %q", wait, pod)
+			}
+		}
+		time.Sleep(2 * time.Second)
+		p.Name("somebody else", "")
+		if pod, container := p.Name(uid, cid); pod != "" || container != "" {
+			t.Errorf("a pod deleted long ago is %q %q", pod, container)
+		}
+	})
+}
+
+// names is a Resolver.
+type names map[string]string
+
+func (n names) Name(uid, _ string) (pod, container string) { return n[uid], "" }
+
+func TestJournal(t *testing.T) {
+	t.Parallel()
+	known := names{}
+	j := newJournal(known)
+	key := probes.Key{Domain: "sysctl", Name: "net.ipv4.ip_forward"}
+	j.put(key, act{mono: 20, who: identity{pod: uid}, by: Actor{PID: 2, Comm: "kubelet"}})
+	j.put(key, act{mono: 10, who: identity{unit: "late.service"}, by: Actor{PID: 1}})
+	if got, ok := j.who(key, 20); !ok || got != (Actor{PID: 2, Comm: "kubelet", Pod: uid}) {
+		t.Errorf("%+v %v", got, ok)
+	}
+	known[uid] = "default/late"
+	if got, _ := j.who(key, 0); got.Pod != "default/late" {
+		t.Errorf("a name learned later is not told: %+v", got)
+	}
+	if got, ok := j.who(key, 21); ok {
+		t.Errorf("nobody did anything since, yet %+v", got)
+	}
+	for i := range 3 * maxKeys {
+		j.put(probes.Key{Domain: "sysctl", Name: fmt.Sprint(i)}, act{mono: time.Duration(100 + i)})
+	}
+	if n := len(j.acts); n != maxKeys {
+		t.Errorf("%d keys are kept, want %d", n, maxKeys)
+	}
+	if _, ok := j.who(probes.Key{Domain: "sysctl", Name: fmt.Sprint(3*maxKeys - 1)}, 0); !ok {
+		t.Error("the newest key was forgotten")
+	}
+}
+
+func TestParseMounts(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ mounts, root, unified, pids string }{
+		"unified": {"30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "/", "/sys/fs/cgroup", ""},
+		"hybrid": {"40 35 0:33 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n43 35 0:36 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n",
+			"/", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids"},
+		"in a pod": {"30 23 0:26 /.. /sys/fs/cgroup ro - cgroup2 cgroup ro\n31 23 0:26 /../../.. /host/sys/fs/cgroup ro master:1 - cgroup2 cgroup rw\n" +
+			"32 23 0:26 / /host/run/containerd/x/sys/fs/cgroup ro - cgroup2 cgroup rw\n", "/host", "/host/sys/fs/cgroup", ""},
+		"none":  {"30 23 0:26 / /hostile/sys/fs/cgroup rw - cgroup2 cgroup2 rw\n", "/host", "", ""},
+		"junk":  {"\n - cgroup2\n1 2 3 4 5 - cgroup2 x\n", "/host", "", ""},
+		"no v2": {"40 35 0:33 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n", "/", "", "/sys/fs/cgroup/pids"},
+	} {
+		if unified, pids := parseMounts(strings.NewReader(c.mounts), c.root); unified != c.unified || pids != c.pids {
+			t.Errorf("%s: %q and %q, want %q and %q", name, unified, pids, c.unified, c.pids)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{"sysctl": "sysctl", "a\nb": `a\nb`, "\x1b[31m": `\x1b[31m`, "\xff": `\xff`, "héllo": "héllo", strings.Repeat("x", 99): strings.Repeat("x", 16)} {
+		if got := printable(in, 16); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// Events are read as the C programs lay them out.
+func TestEventsAreLaidOutAsInC(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		load func() (*ebpf.CollectionSpec, error)
+		name string
+		is   reflect.Type
+	}{
+		{loadSysctl, "sysctl_event", reflect.TypeFor[sysctlEvent]()}, {loadSysctl, "actor", reflect.TypeFor[actorEvent]()},
+		{loadExit, "event", reflect.TypeFor[event]()}, {loadCensus, "blocked", reflect.TypeFor[blocked]()},
+	} {
+		spec, err := c.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s *btf.Struct
+		if err := spec.Types.TypeByName(c.name, &s); err != nil {
+			t.Fatal(err)
+		}
+		if uintptr(s.Size) != c.is.Size() || len(s.Members) != c.is.NumField() {
+			t.Fatalf("%s has %d bytes and %d members, in Go %d and %d", c.name, s.Size, len(s.Members), c.is.Size(), c.is.NumField())
+		}
+		for i, m := range s.Members {
+			f := c.is.Field(i)
+			if size, _ := btf.Sizeof(m.Type); uintptr(m.Offset.Bytes()) != f.Offset || uintptr(size) != f.Type.Size() {
+				t.Errorf("%s.%s is %d bytes at %d, in Go %d at %d", c.name, m.Name, size, m.Offset.Bytes(), f.Type.Size(), f.Offset)
+			}
+		}
+	}
+}
+
+// occurred is a Hearer that keeps what it is told.
+type occurred struct {
+	*ear
+	saw []probes.Occurrence
+}
+
+func (o *occurred) Saw(x probes.Occurrence) { o.saw = append(o.saw, x) }
+
+func (o *occurred) told() (lines []string) {
+	for _, x := range o.saw {
+		lines = append(lines, x.Reason+" "+x.Subject+": "+x.Message)
+	}
+	return lines
+}
+
+// scripted returns a tracer that hears what the test tells it.
+func scripted(t *testing.T, pods Resolver) (*Tracer, *occurred) {
+	tr := New(Config{Pods: pods, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	for _, s := range tr.states {
+		s.d.Store(&detector{})
+	}
+	o := &occurred{ear: newEar()}
+	t.Cleanup(tr.listen(&hearing{h: o}))
+	return tr, o
+}
+
+// task is somebody with a cgroup path.
+func task(pid, parent uint32, comm, path string) (a actorEvent) {
+	a.Time, a.Start, a.PID, a.Parent, a.Where = uint64(monotonic()), uint64(pid)*1000, pid, parent, inside
+	copy(a.Comm[:], comm)
+	parts := strings.Split(path, "/")
+	a.Steps = uint32(len(parts))
+	for i, p := range parts {
+		copy(a.Names[(len(parts)-1-i)%nameCount][:], p)
+	}
+	return a
+}
+
+func signalTo(target, by actorEvent, n uint32) *event {
+	return &event{Kind: kindSignal, Number: n, Target: target.PID, TargetStart: target.Start, TargetComm: target.Comm, By: by}
+}
+
+func TestWhoEndedADaemonIsTold(t *testing.T) {
+	t.Parallel()
+	const pod = "kubepods.slice/" + uidFolder
+	kubelet := task(100, 1, "kubelet", "system.slice/kubelet.service")
+	for name, c := range map[string]struct {
+		events []*event
+		want   string
+		by     string // whom the journal names, of kubelet.service
+	}{
+		"a pod": {[]*event{signalTo(kubelet, task(7, 6, "sh", pod), 9), {Kind: kindExit, Number: 9, By: kubelet}},
+			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", "ci/runner-9"},
+		"a session, politely": {[]*event{signalTo(kubelet, task(7, 6, "kill", "user.slice/user-0.slice/session-3.scope"), 15), {Kind: kindExit, By: kubelet}},
+			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGTERM", "session-3.scope"},
+		"systemd, as it is told": {[]*event{signalTo(kubelet, task(1, 0, "systemd", "init.scope"), 15), {Kind: kindExit, By: kubelet}}, "", ""},
+		"systemd's watchdog": {[]*event{signalTo(kubelet, task(1, 0, "systemd", "init.scope"), 6), {Kind: kindExit, Number: 6, By: kubelet}},
+			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGABRT", "init.scope"},
+		"itself":           {[]*event{{Kind: kindExit, Number: 11, By: kubelet}}, "DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGSEGV", ""},
+		"nobody: it ended": {[]*event{{Kind: kindExit, Number: 1 << 8, By: kubelet}}, "", ""},
+		"two threads tell of one end": {[]*event{{Kind: kindExit, Number: 9, By: kubelet}, {Kind: kindExit, Number: 9, By: kubelet}},
+			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", ""},
+		"a namesake in a pod": {[]*event{{Kind: kindExit, Number: 9, By: task(100, 1, "kubelet", pod)}}, "", ""},
+		"a child of it":       {[]*event{{Kind: kindExit, Number: 9, By: task(101, 100, "kubelet", "system.slice/kubelet.service")}}, "", ""},
+		"an earlier owner of the pid": {[]*event{signalTo(actorEvent{PID: 100, Start: 1}, task(7, 6, "sh", pod), 9), {Kind: kindExit, Number: 9, By: kubelet}},
+			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", ""},
+		"outside of the node": {[]*event{{Kind: kindExit, Number: 9, By: func() actorEvent { k := kubelet; k.Where = outside; return k }()}}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tr, told := scripted(t, names{uid: "ci/runner-9"})
+			for _, e := range c.events {
+				tr.rare.heard(e)
+			}
+			if got := strings.Join(told.told(), "\n"); got != c.want {
+				t.Errorf("told %q, want %q", got, c.want)
+			}
+			who, _ := tr.Who(probes.Key{Domain: "unit", Name: "kubelet.service"}, 0)
+			if got := who.Pod + who.Unit; got != c.by {
+				t.Errorf("by %q, want %q", got, c.by)
+			}
+		})
+	}
+}
+
+func TestOOMKillIsToldWithItsPod(t *testing.T) {
+	t.Parallel()
+	tr, told := scripted(t, names{uid: "shop/cart-1"})
+	tr.rare.heard(&event{Kind: kindOOM, Memory: 8192, By: task(5, 4, "java", "kubepods.slice/"+uidFolder+"/cri-containerd-"+cid+".scope")})
+	tr.rare.heard(&event{Kind: kindOOM, By: task(6, 1, "big\x1b", "system.slice/big.service")})
+	other := task(7, 1, "elsewhere", "x")
+	other.Where = outside
+	tr.rare.heard(&event{Kind: kindOOM, By: other})
+	want := "OOMKilled shop/cart-1: out of memory: java (pid 5) was killed; it held 32 MiB\n" +
+		`OOMKilled big.service: out of memory: big\x1b (pid 6) was killed`
+	if got := strings.Join(told.told(), "\n"); got != want {
+		t.Errorf("told\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestAStormIsOneSummary(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tr, told := scripted(t, nil)
+		say := func() { tr.rare.limit.say(tr, probes.Occurrence{Reason: OOMKilled, Subject: "a/b", Message: "killed"}) }
+		for range 1000 {
+			say()
+		}
+		time.Sleep(quietFor)
+		tr.rare.limit.flush(tr)
+		time.Sleep(quietFor)
+		tr.rare.limit.flush(tr)
+		say()
+		want := "OOMKilled a/b: killed\nOOMKilled a/b: killed; 999 times within a minute\nOOMKilled a/b: killed"
+		if got := strings.Join(told.told(), "\n"); got != want {
+			t.Errorf("told\n%s\nwant\n%s", got, want)
+		}
+		for i := range 10 * maxTracked {
+			tr.rare.limit.say(tr, probes.Occurrence{Reason: OOMKilled, Subject: fmt.Sprint(i)})
+		}
+		if n := len(tr.rare.limit.said); n > maxTracked+1 {
+			t.Errorf("%d subjects are tracked", n)
+		}
+	})
+}
+
+func TestBlockedThreadsAreToldOnceAfterAMinute(t *testing.T) {
+	t.Parallel()
+	w := ward{}
+	still, moving := blocked{Start: 1, Thread: 1, Switches: 5}, blocked{Start: 2, Thread: 2}
+	told := 0
+	for at := time.Duration(0); at <= 5*time.Minute; at += censusEvery {
+		moving.Switches++
+		for _, b := range w.hung([]blocked{still, moving}, at) {
+			if told++; b.Thread != 1 || at != hungAfter {
+				t.Errorf("thread %d is told after %s", b.Thread, at)
+			}
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	if w.hung(nil, 0); len(w) != 0 {
+		t.Errorf("%d threads that run again are kept", len(w))
+	}
+}
+
+func TestNilTracerKnowsNothing(t *testing.T) {
+	t.Parallel()
+	var tr *Tracer
+	tr.Watch([]string{"x"})
+	tr.OnWrite(newEar())()
+	if _, ok := tr.Who(probes.Key{}, 0); ok || tr.States() != nil {
+		t.Error("it knows something")
+	}
+	if _, err := NewProbe(tr).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "running agent") {
+		t.Error(err)
+	}
+}
+
+func FuzzIdentify(f *testing.F) {
+	f.Add("kubepods.slice/" + uidFolder + "/cri-containerd-" + cid + ".scope")
+	f.Add("system.slice/x.service")
+	f.Fuzz(func(t *testing.T, path string) {
+		id := identify(strings.Split(path, "/"))
+		if id.pod != "" && (id.unit != "" || !isUID(id.pod)) || id.container != "" && len(id.container) != 64 {
+			t.Errorf("%q: %+v", path, id)
+		}
+	})
+}
