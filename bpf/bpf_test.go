@@ -240,20 +240,20 @@ func TestWhoEndedADaemonIsTold(t *testing.T) {
 		by     string // whom the journal names, of kubelet.service
 	}{
 		"a pod": {[]*event{signalTo(kubelet, task(7, 6, "sh", pod), 9), {Kind: kindExit, Number: 9, By: kubelet}},
-			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", "ci/runner-9"},
+			"DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGKILL", "ci/runner-9"},
 		"a session, politely": {[]*event{signalTo(kubelet, task(7, 6, "kill", "user.slice/user-0.slice/session-3.scope"), 15), {Kind: kindExit, By: kubelet}},
-			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGTERM", "session-3.scope"},
+			"DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGTERM", "session-3.scope"},
 		"systemd, as it is told": {[]*event{signalTo(kubelet, task(1, 0, "systemd", "init.scope"), 15), {Kind: kindExit, By: kubelet}}, "", ""},
 		"systemd's watchdog": {[]*event{signalTo(kubelet, task(1, 0, "systemd", "init.scope"), 6), {Kind: kindExit, Number: 6, By: kubelet}},
-			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGABRT", "init.scope"},
-		"itself":           {[]*event{{Kind: kindExit, Number: 11, By: kubelet}}, "DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGSEGV", ""},
+			"DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGABRT", "init.scope"},
+		"itself":           {[]*event{{Kind: kindExit, Number: 11, By: kubelet}}, "DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGSEGV", ""},
 		"nobody: it ended": {[]*event{{Kind: kindExit, Number: 1 << 8, By: kubelet}}, "", ""},
 		"two threads tell of one end": {[]*event{{Kind: kindExit, Number: 9, By: kubelet}, {Kind: kindExit, Number: 9, By: kubelet}},
-			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", ""},
+			"DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGKILL", ""},
 		"a namesake in a pod": {[]*event{{Kind: kindExit, Number: 9, By: task(100, 1, "kubelet", pod)}}, "", ""},
 		"a child of it":       {[]*event{{Kind: kindExit, Number: 9, By: task(101, 100, "kubelet", "system.slice/kubelet.service")}}, "", ""},
 		"an earlier owner of the pid": {[]*event{signalTo(actorEvent{PID: 100, Start: 1}, task(7, 6, "sh", pod), 9), {Kind: kindExit, Number: 9, By: kubelet}},
-			"DaemonKilled kubelet.service: kubelet (pid 100) was ended by SIGKILL", ""},
+			"DaemonKilled kubelet.service: kubelet.service (pid 100) was ended by SIGKILL", ""},
 		"outside of the node": {[]*event{{Kind: kindExit, Number: 9, By: func() actorEvent { k := kubelet; k.Where = outside; return k }()}}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -292,7 +292,9 @@ func TestAStormIsOneSummary(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tr, told := scripted(t, nil)
-		say := func() { tr.rare.limit.say(tr, probes.Occurrence{Reason: OOMKilled, Subject: "a/b", Message: "killed"}) }
+		say := func() {
+			tr.rare.limit.say(tr, OOMKilled, "a/b", func() probes.Occurrence { return probes.Occurrence{Message: "killed"} })
+		}
 		for range 1000 {
 			say()
 		}
@@ -301,12 +303,12 @@ func TestAStormIsOneSummary(t *testing.T) {
 		time.Sleep(quietFor)
 		tr.rare.limit.flush(tr)
 		say()
-		want := "OOMKilled a/b: killed\nOOMKilled a/b: killed; 999 times within a minute\nOOMKilled a/b: killed"
+		want := "OOMKilled a/b: killed\nOOMKilled a/b: killed; and 999 more like it within a minute\nOOMKilled a/b: killed"
 		if got := strings.Join(told.told(), "\n"); got != want {
 			t.Errorf("told\n%s\nwant\n%s", got, want)
 		}
 		for i := range 10 * maxTracked {
-			tr.rare.limit.say(tr, probes.Occurrence{Reason: OOMKilled, Subject: fmt.Sprint(i)})
+			tr.rare.limit.say(tr, OOMKilled, fmt.Sprint(i), func() probes.Occurrence { return probes.Occurrence{} })
 		}
 		if n := len(tr.rare.limit.said); n > maxTracked+1 {
 			t.Errorf("%d subjects are tracked", n)

@@ -2,9 +2,14 @@ package bpf
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -110,5 +115,155 @@ func TestWriteIsTracedToItsProcess(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if _, ok := tr.Who(probes.Key{Domain: "sysctl", Name: "kernel.printk_ratelimit"}, 0); ok {
 		t.Error("a key that nobody watches is in the journal")
+	}
+}
+
+// An OOM kill in a memory cgroup made for it.
+func TestOOMKillIsHeard(t *testing.T) {
+	needBPF(t)
+	const limit = 32 << 20
+	dir, file := "/sys/fs/cgroup/memory/nodedrift-test", "memory.limit_in_bytes"
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		dir, file = "/sys/fs/cgroup/nodedrift-test", "memory.max"
+	}
+	dir += strconv.Itoa(os.Getpid())
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Skip("no memory cgroup can be made:", err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			if os.Remove(dir) == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	if err := os.WriteFile(dir+"/"+file, []byte(strconv.Itoa(limit)), 0); err != nil {
+		t.Skip("no memory limit can be set:", err)
+	}
+	tr := traced(t)
+	saw := make(chan probes.Occurrence, 16)
+	defer tr.listen(&hearing{h: sawHearer{newEar(), saw}})()
+	cmd := exec.Command("sh", "-c", "echo 0 >"+dir+"/cgroup.procs; exec tail /dev/zero")
+	err := cmd.Run()
+	t.Log("tail:", err)
+	for {
+		select {
+		case o := <-saw:
+			if t.Log(o); o.Reason == OOMKilled && strings.Contains(o.Message, fmt.Sprintf("tail (pid %d) was killed; it held", cmd.Process.Pid)) {
+				return
+			}
+		case <-time.After(3 * time.Second):
+			t.Fatal("an OOM kill was not heard")
+		}
+	}
+}
+
+type sawHearer struct {
+	*ear
+	saw chan probes.Occurrence
+}
+
+func (s sawHearer) Saw(o probes.Occurrence) {
+	select {
+	case s.saw <- o:
+	default:
+	}
+}
+
+// Programs of others stay where they are, and ours beside them.
+func TestBesideOthers(t *testing.T) {
+	needBPF(t)
+	first, second := traced(t, "kernel/printk_ratelimit_burst"), traced(t, "kernel/printk_ratelimit_burst")
+	before := monotonic()
+	shell(t, "read v </proc/sys/kernel/printk_ratelimit_burst; echo $v >/proc/sys/kernel/printk_ratelimit_burst")
+	time.Sleep(100 * time.Millisecond)
+	for _, tr := range []*Tracer{first, second} {
+		if _, ok := tr.Who(probes.Key{Domain: "sysctl", Name: someKey}, before); !ok {
+			t.Error("a write was not heard by both")
+		}
+	}
+}
+
+// A burst is lost in part, is counted, and asks for a look; no write is refused.
+func TestBurstIsCounted(t *testing.T) {
+	needBPF(t)
+	tr := traced(t, "kernel/printk_ratelimit_burst")
+	e := newEar()
+	defer tr.OnWrite(e)()
+	const name = "/proc/sys/kernel/printk_ratelimit_burst"
+	value, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer f.Close()
+	const burst = 100_000
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := time.Now()
+	for range burst {
+		if _, err := f.WriteAt(value, 0); err != nil {
+			t.Fatal("a write is refused:", err)
+		}
+	}
+	took := time.Since(began)
+	s := tr.States()[0]
+	for range 50 {
+		if s = tr.States()[0]; s.Events+s.Lost >= burst {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	runtime.ReadMemStats(&after)
+	t.Logf("%d writes in %s: %d heard, %d lost; heap %d KiB -> %d KiB", burst, took, s.Events, s.Lost, before.HeapInuse>>10, after.HeapInuse>>10)
+	if s.Events+s.Lost != burst {
+		t.Errorf("%d writes, %d heard and %d lost", burst, s.Events, s.Lost)
+	}
+	if s.Lost > 0 && e.lost.Load() == 0 {
+		t.Error("nobody was told of the loss")
+	}
+}
+
+// What is missing is said, and nothing fails: a process without rights.
+func TestWithoutRights(t *testing.T) {
+	needBPF(t)
+	if os.Getenv("NODEDRIFT_TEST_POOR") == "" {
+		for _, drop := range []string{"-bpf,-sys_admin", "-perfmon,-sys_admin", "-net_admin,-sys_admin"} {
+			cmd := exec.Command("setpriv", "--bounding-set", drop, "--inh-caps", drop, os.Args[0], "-test.run=^TestWithoutRights$", "-test.v")
+			cmd.Env = append(os.Environ(), "NODEDRIFT_TEST_POOR="+drop)
+			out, err := cmd.CombinedOutput()
+			if errors.Is(err, exec.ErrNotFound) {
+				t.Skip(err)
+			}
+			if err != nil {
+				t.Errorf("without %s: %v\n%s", drop, err, out)
+			}
+			for line := range strings.Lines(string(out)) {
+				if strings.Contains(line, "kernel_test.go") {
+					t.Log(drop, strings.TrimSpace(line))
+				}
+			}
+		}
+		return
+	}
+	tr := New(Config{Root: "/", Sysctl: true, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx) }()
+	look, err := NewProbe(tr).Check(ctx)
+	t.Logf("%v, not judged %q", err, look.NotJudged)
+	if len(look.NotJudged) == 0 || !strings.Contains(look.NotJudged[0], "capabilities are missing") {
+		t.Errorf("it does not say what is missing: %q", look.NotJudged)
+	}
+	if s := tr.States(); !strings.Contains(os.Getenv("NODEDRIFT_TEST_POOR"), "net_admin") == s[1].Active {
+		t.Errorf("detectors that need no such right: %+v", s)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -114,7 +114,9 @@ func (r *rare) exited(e *event) {
 		return
 	}
 	how := "ended by " + signalName(cmp.Or(signal, by.signal))
-	r.limit.say(r.t, probes.Occurrence{Reason: DaemonKilled, Subject: key.Name, Trace: key, Message: fmt.Sprintf("%s (pid %d) was %s", d.comm, e.By.PID, how)})
+	r.limit.say(r.t, DaemonKilled, key.Name, func() probes.Occurrence {
+		return probes.Occurrence{Trace: key, Message: fmt.Sprintf("%s (pid %d) was %s", key.Name, e.By.PID, how)}
+	})
 }
 
 // daemon tells which watched daemon a task is the main process of, and under
@@ -154,14 +156,14 @@ func (r *rare) starved(e *event) {
 	if e.Memory != 0 {
 		message += fmt.Sprintf("; it held %d MiB", e.Memory*uint64(unix.Getpagesize())>>20)
 	}
-	r.limit.say(r.t, probes.Occurrence{Reason: OOMKilled, Subject: subject, Message: message})
+	r.limit.say(r.t, OOMKilled, subject, func() probes.Occurrence { return probes.Occurrence{Message: message} })
 }
 
 // blocked tells of a task that is stuck in the kernel.
 func (r *rare) blocked(from *detector, a *actorEvent, since time.Duration) {
 	subject, container := r.place(from, a)
-	r.limit.say(r.t, probes.Occurrence{Reason: TaskHung, Subject: subject,
-		Message: fmt.Sprintf("%s (pid %d)%s has been blocked in the kernel for %s", printable(text(a.Comm[:]), 64), a.PID, container, since)})
+	message := fmt.Sprintf("%s (pid %d)%s has been blocked in the kernel for %s", printable(text(a.Comm[:]), 64), a.PID, container, since)
+	r.limit.say(r.t, TaskHung, subject, func() probes.Occurrence { return probes.Occurrence{Message: message} })
 }
 
 // place names where a task runs: its pod, its unit, or what it calls itself.
@@ -201,21 +203,23 @@ const (
 
 func newLimiter() *limiter { return &limiter{said: map[[2]string]*quiet{}} }
 
-// say tells of an occurrence, or counts it.
-func (l *limiter) say(t *Tracer, o probes.Occurrence) {
+// say tells of an occurrence, or counts it. What it says is asked for only when it
+// is the first of its minute.
+func (l *limiter) say(t *Tracer, reason, subject string, what func() probes.Occurrence) {
 	l.mu.Lock()
 	now := time.Now()
-	key := [2]string{o.Reason, o.Subject}
+	key := [2]string{reason, subject}
 	if _, ok := l.said[key]; !ok && len(l.said) >= maxTracked {
 		key[1] = ""
 	}
 	if q := l.said[key]; q != nil && now.Before(q.until) {
 		q.more++
-		q.last = o
 		l.mu.Unlock()
 		return
 	}
-	l.said[key] = &quiet{until: now.Add(quietFor)}
+	o := what()
+	o.Reason, o.Subject = reason, subject
+	l.said[key] = &quiet{until: now.Add(quietFor), last: o}
 	l.mu.Unlock()
 	t.each(false, func(h probes.Hearer) { h.Saw(o) })
 }
@@ -233,11 +237,10 @@ func (l *limiter) flush(t *Tracer) {
 			delete(l.said, key)
 			continue
 		}
-		if q.more > 1 {
-			q.last.Message += fmt.Sprintf("; %d times within a minute", q.more)
-		}
-		due = append(due, q.last)
-		*q = quiet{until: now.Add(quietFor)}
+		o := q.last
+		o.Message += fmt.Sprintf("; and %d more like it within a minute", q.more)
+		due = append(due, o)
+		q.until, q.more = now.Add(quietFor), 0
 	}
 	l.mu.Unlock()
 	for _, o := range due {

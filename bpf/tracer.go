@@ -47,6 +47,8 @@ type Tracer struct {
 	states  []*state
 	tried   chan struct{} // closed when every detector was tried
 
+	waking atomic.Bool // a second look is on its way
+
 	rare rare // owned by the goroutine that reads rare events
 
 	mu     sync.Mutex
@@ -358,9 +360,15 @@ func (t *Tracer) heardWrite(s *state, w *writes, e *sysctlEvent) {
 	key := keyOf(path)
 	t.journal.put(key, act{mono: time.Duration(e.By.Time), who: w.identify(&e.By), by: by(&e.By)})
 	t.each(true, probes.Hearer.Changed)
-	time.AfterFunc(again, func() { t.each(true, probes.Hearer.Changed) })
-	t.rare.limit.say(t, probes.Occurrence{Reason: SysctlWritten, Subject: key.Name, Trace: key,
-		Message: key.Name + " was set to " + printable(strings.TrimSpace(text(e.Value[:])), 32)})
+	if t.waking.CompareAndSwap(false, true) {
+		time.AfterFunc(again, func() {
+			t.waking.Store(false)
+			t.each(true, probes.Hearer.Changed)
+		})
+	}
+	t.rare.limit.say(t, SysctlWritten, key.Name, func() probes.Occurrence {
+		return probes.Occurrence{Trace: key, Message: key.Name + " was set to " + printable(strings.TrimSpace(text(e.Value[:])), 32)}
+	})
 }
 
 // by is what the event itself says of who did it.

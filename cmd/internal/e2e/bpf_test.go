@@ -5,10 +5,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
+
+func init() {
+	fixtureOnly["TaskHung"] = "a thread of a daemon blocked for a minute: bpf's tests hold one, on the kernel"
+}
 
 // attributed is how long it may take from a write to a condition that names the
 // writer, the lab's hold of half a second included.
@@ -84,14 +89,30 @@ const ipForward, finTimeout = "net.ipv4.ip_forward", "net.ipv4.tcp_fin_timeout"
 
 func TestWriterIsNamed(t *testing.T) {
 	need(t)
+	var took []time.Duration
+	for i := range 5 {
+		took = append(took, writeAndMend(t, fmt.Sprintf("tuner%d", i)))
+	}
+	record("SysctlWritten", "document", took[0], 0)
+	slices.Sort(took)
+	t.Logf("from the write to a condition that names the pod: median %s, all %s", took[len(took)/2], took)
+	if median := took[len(took)/2]; median > attributed {
+		t.Errorf("the writer is named %s after the write, want %s", median, attributed)
+	}
+}
+
+// writeAndMend has a pod write a key and a session write it back, and returns how
+// long it took until the pod was named.
+func writeAndMend(t *testing.T, pod string) time.Duration {
+	t.Helper()
 	until(t, "node0", "SysctlDrift", time.Minute, isFalse)
-	holder(t, "node0", "tuner", "/proc/sys/net/ipv4/ip_forward", "0")
-	c, _ := until(t, "node0", "SysctlDrift", 30*time.Second, isTrue("SysctlChanged", "by pod default/tuner"))
+	holder(t, "node0", pod, "/proc/sys/net/ipv4/ip_forward", "0")
+	c, _ := until(t, "node0", "SysctlDrift", 30*time.Second, isTrue("SysctlChanged", "by pod default/"+pod))
 	told := time.Now()
 	who := writer(t, "node0", ipForward)
-	t.Logf("%q %s after the write, by %+v", c.Message, told.Sub(who.Time), who)
-	if who.Pod != "default/tuner" || who.Comm != "toolbox" || who.PID == 0 || told.Sub(who.Time) > attributed {
-		t.Errorf("named %s after the write: %+v", told.Sub(who.Time), who)
+	t.Logf("%q by %+v", c.Message, who)
+	if who.Pod != "default/"+pod || who.Comm != "toolbox" {
+		t.Errorf("named: %+v", who)
 	}
 	if comm := strings.TrimSpace(sh(t, "node0", fmt.Sprintf("cat /proc/%d/comm", who.PID))); comm != "toolbox" {
 		t.Errorf("pid %d of the node is %s", who.PID, comm)
@@ -99,8 +120,9 @@ func TestWriterIsNamed(t *testing.T) {
 	if _, err := testLab.Node("node0").SystemdRun(t.Context(), "sysctl", "-w", ipForward+"=1"); err != nil {
 		t.Fatal(err)
 	}
-	_, took := until(t, "node0", "SysctlDrift", 15*time.Second, isFalse)
-	t.Logf("cleared %s after systemd-run ended: %q", took, eventSays(t, "node0", regexp.MustCompile(`by run-\w+\.service`)))
+	until(t, "node0", "SysctlDrift", 15*time.Second, isFalse)
+	t.Logf("%q", eventSays(t, "node0", regexp.MustCompile(`gone.*by run-\w+\.service`)))
+	return told.Sub(who.Time)
 }
 
 func TestEachWriterIsNamed(t *testing.T) {
@@ -154,13 +176,17 @@ func TestKillerIsNamed(t *testing.T) {
 	if _, err := testLab.Node("node0").SystemdRun(t.Context(), "kill", "-9", mainPID(t, "node0", "kubelet")); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	t.Logf("%q", eventSays(t, "node0", regexp.MustCompile(`kubelet.* was ended by SIGKILL; by run-\w+\.service`)))
 	hostPod(t, "node1", "killer", "64Mi", "/host/usr/bin/kill", "-9", mainPID(t, "node1", "containerd"))
+	record("DaemonKilled", "Event", time.Since(began), 0)
 	t.Logf("%q", eventSays(t, "node1", regexp.MustCompile(`containerd.* was ended by SIGKILL; by pod default/killer`)))
 }
 
 func TestOOMKillNamesItsContainer(t *testing.T) {
 	need(t)
+	began := time.Now()
 	hostPod(t, "node2", "hog", "32Mi", "/host/usr/bin/tail", "/dev/zero")
 	t.Logf("%q", eventSays(t, "node2", regexp.MustCompile(`default/hog.*out of memory: .* in container tool was killed; it held \d+ MiB`)))
+	record("OOMKilled", "Event", time.Since(began), 0)
 }
