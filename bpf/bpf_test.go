@@ -360,3 +360,34 @@ func FuzzIdentify(f *testing.F) {
 		}
 	})
 }
+
+func TestParseKlog(t *testing.T) {
+	t.Parallel()
+	log := "<6>[   10.000001] oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg=/a,task_memcg=/a,task=old,pid=1,uid=0\n" +
+		"<6>[   20.000002] oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=x,mems_allowed=0,oom_memcg=/kubepods.slice,task_memcg=/kubepods.slice/" + uidFolder +
+		"/cri-containerd-" + cid + ".scope,task=a,pid=9,b,pid=1234,uid=0\n" +
+		"<3>[   30.000003] INFO: task jbd2/sda:1:99 blocked for more than 120 seconds.\n" +
+		"<3>[   31.000003] INFO: task x:7 blocked in I/O wait for more than 241 seconds.\n" +
+		"oom-kill:constraint=,task_memcg=/x,task=y,pid=1,uid=0\n<6>[    9999999999.000000] oom-kill:\n<6>[   25.0] half a li"
+	found, newest := parseKlog([]byte(log), 15*time.Second)
+	want := []entry{
+		{reason: OOMKilled, comm: "a,pid=9,b", pid: "1234", path: []string{"kubepods.slice", uidFolder, "cri-containerd-" + cid + ".scope"}},
+		{reason: TaskHung, comm: "jbd2/sda:1", pid: "99", seconds: "120"},
+		{reason: TaskHung, comm: "x", pid: "7", seconds: "241"},
+	}
+	if !reflect.DeepEqual(found, want) || newest != 31*time.Second+3*time.Microsecond {
+		t.Errorf("%+v until %s, want %+v", found, newest, want)
+	}
+	if found, _ := parseKlog([]byte(log), newest); found != nil {
+		t.Errorf("told twice: %+v", found)
+	}
+}
+
+func FuzzParseKlog(f *testing.F) {
+	f.Add([]byte("<6>[   20.000002] oom-kill:constraint=C,task_memcg=/a,task=b,pid=1,uid=0\n"))
+	f.Fuzz(func(t *testing.T, log []byte) {
+		if _, newest := parseKlog(log, time.Second); newest < time.Second {
+			t.Error(newest)
+		}
+	})
+}

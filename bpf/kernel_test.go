@@ -18,7 +18,7 @@ import (
 )
 
 // needBPF skips a test where the kernel or the caller's rights do not allow it.
-func needBPF(t *testing.T) {
+func needBPF(t testing.TB) {
 	t.Helper()
 	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
 		t.Skip("the kernel does not tell its types:", err)
@@ -118,9 +118,9 @@ func TestWriteIsTracedToItsProcess(t *testing.T) {
 	}
 }
 
-// An OOM kill in a memory cgroup made for it.
-func TestOOMKillIsHeard(t *testing.T) {
-	needBPF(t)
+// limited runs a program in a memory cgroup of 32 MiB, to its end.
+func limited(t *testing.T, program ...string) (pid int) {
+	t.Helper()
 	const limit = 32 << 20
 	dir, file := "/sys/fs/cgroup/memory/nodedrift-test", "memory.limit_in_bytes"
 	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
@@ -141,16 +141,22 @@ func TestOOMKillIsHeard(t *testing.T) {
 	if err := os.WriteFile(dir+"/"+file, []byte(strconv.Itoa(limit)), 0); err != nil {
 		t.Skip("no memory limit can be set:", err)
 	}
+	cmd := exec.Command("sh", "-c", "echo 0 >"+dir+"/cgroup.procs; exec "+strings.Join(program, " "))
+	t.Log(program[0], cmd.Run())
+	return cmd.Process.Pid
+}
+
+// An OOM kill in a memory cgroup made for it.
+func TestOOMKillIsHeard(t *testing.T) {
+	needBPF(t)
 	tr := traced(t)
 	saw := make(chan probes.Occurrence, 16)
 	defer tr.listen(&hearing{h: sawHearer{newEar(), saw}})()
-	cmd := exec.Command("sh", "-c", "echo 0 >"+dir+"/cgroup.procs; exec tail /dev/zero")
-	err := cmd.Run()
-	t.Log("tail:", err)
+	pid := limited(t, "tail", "/dev/zero")
 	for {
 		select {
 		case o := <-saw:
-			if t.Log(o); o.Reason == OOMKilled && strings.Contains(o.Message, fmt.Sprintf("tail (pid %d) was killed; it held", cmd.Process.Pid)) {
+			if t.Log(o); o.Reason == OOMKilled && strings.Contains(o.Message, fmt.Sprintf("tail (pid %d) was killed; it held", pid)) {
 				return
 			}
 		case <-time.After(3 * time.Second):
@@ -168,6 +174,21 @@ func (s sawHearer) Saw(o probes.Occurrence) {
 	select {
 	case s.saw <- o:
 	default:
+	}
+}
+
+// Without BPF the kernel log tells.
+func TestOOMKillIsReadFromTheLog(t *testing.T) {
+	needBPF(t)
+	tr, told := scripted(t, nil)
+	tr.klog = &klog{since: monotonic()}
+	if _, err := tr.klog.read(); err != nil {
+		t.Skip(err)
+	}
+	limited(t, "tail", "/dev/zero")
+	tr.fallBack()
+	if got := strings.Join(told.told(), "\n"); !strings.Contains(got, "out of memory: tail was killed") {
+		t.Errorf("told %q", got)
 	}
 }
 

@@ -49,6 +49,8 @@ type Tracer struct {
 
 	waking atomic.Bool // a second look is on its way
 
+	klog *klog // nil: not needed, or refused; owned by mind
+
 	rare rare // owned by the goroutine that reads rare events
 
 	mu     sync.Mutex
@@ -390,7 +392,10 @@ const countEvery = time.Second
 func (t *Tracer) mind(ctx context.Context) {
 	tick := time.NewTicker(countEvery)
 	defer tick.Stop()
-	var counted time.Time
+	var counted, logged time.Time
+	if !t.told(OOMKilled) || !t.told(TaskHung) {
+		t.klog = &klog{since: monotonic()}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -403,6 +408,10 @@ func (t *Tracer) mind(ctx context.Context) {
 			if s := t.state(censusDetector); s.d.Load() != nil && now.Sub(counted) >= censusEvery {
 				counted = now
 				t.census(s)
+			}
+			if t.klog != nil && now.Sub(logged) >= logEvery {
+				logged = now
+				t.fallBack()
 			}
 		}
 	}
