@@ -267,8 +267,12 @@ func (p *Probe) differs() (keys []string, known bool) {
 // lookAtConfig says which settings differ where the unit's files are known to
 // have changed, and decides where the unit's check could not know.
 func (p *Probe) lookAtConfig(look *probes.Look) {
-	mine := func(f probes.Finding) bool { return f.Reason == ConfigNotLoaded && strings.HasSuffix(f.Subject, ".toml") }
-	unsure := func(s string) bool { return strings.HasPrefix(s, ConfigNotLoaded+": /") && strings.Contains(s, ".toml was changed") }
+	mine := func(f probes.Finding) bool {
+		return f.Reason == ConfigNotLoaded && strings.HasSuffix(f.Subject, ".toml")
+	}
+	unsure := func(s string) bool {
+		return strings.HasPrefix(s, ConfigNotLoaded+": /") && strings.Contains(s, ".toml was changed")
+	}
 	if !slices.ContainsFunc(look.Findings, mine) && !slices.ContainsFunc(look.NotJudged, unsure) {
 		return
 	}

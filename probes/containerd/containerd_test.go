@@ -13,4 +13,6 @@ func newProbe(n *host.Node) probes.Probe { return New(n.Root, n.Proc, n.Units, n
 func TestNodes(t *testing.T) { probetest.Run(t, newProbe) }
 
 // One look cannot know how fast the runtime usually is, nor have two lists.
-func TestCovered(t *testing.T) { probetest.Covers(t, (&Probe{name: defaultUnit}).Spec(), Slow, OrphanShims) }
+func TestCovered(t *testing.T) {
+	probetest.Covers(t, (&Probe{name: defaultUnit}).Spec(), Slow, OrphanShims)
+}

@@ -26,18 +26,22 @@ type speed struct {
 }
 
 // judge takes one more answer, and says whether the runtime is slow, or why that
-// is not known.
+// is not known: one quick answer is enough to know that it is not.
 func (s *speed) judge(took time.Duration) (slow bool, why string) {
 	s.recent = append(s.recent, took)
 	s.recent = s.recent[max(0, len(s.recent)-window):]
 	fastest := slices.Min(s.recent)
-	full := len(s.recent) == window
-	if len(s.past) >= learned {
-		slow = full && fastest > max(floor, times*s.usual())
-	} else {
+	switch full := len(s.recent) == window; {
+	case fastest <= floor:
+	case len(s.past) < learned:
 		why = "its usual speed is known after five minutes"
+	case fastest <= times*s.usual():
+	case !full:
+		why = "a minute's answers will tell"
+	default:
+		slow = true
 	}
-	if s.count++; s.count >= window && full {
+	if s.count++; s.count >= window {
 		s.count = 0
 		if !slow {
 			s.past = append(s.past, fastest)
