@@ -78,6 +78,8 @@ func (v *view) bridgeMAC(say func(probes.Finding)) {
 		Observed: b.mac.String(), Wanted: v.uplink.mac.String()})
 }
 
+const isMissing = "is missing"
+
 // portUp is B-PORT.
 func (v *view) portUp(say func(probes.Finding)) {
 	name := v.bridgeName()
@@ -86,7 +88,7 @@ func (v *view) portUp(say func(probes.Finding)) {
 		wrong := ""
 		switch {
 		case l == nil:
-			wrong = "is missing"
+			wrong = isMissing
 		case b == nil || l.master != b.index:
 			wrong = "is no port of " + name
 		case !l.up():

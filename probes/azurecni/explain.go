@@ -24,6 +24,7 @@ const (
 	samePod          // of the same pod
 	sameIP           // of the same address
 	sameLink         // the effect was observed on the link that is the cause's subject
+	renamed          // as many ports are missing as there are without a pod
 )
 
 // causes have the deepest first: a finding is explained by the first one that
@@ -37,7 +38,7 @@ var causes = []cause{
 	{"B-MODE-MIX", everywhere, []string{"N-MODE"}},
 	{"N-RULE-BASE", everywhere, []string{"N-PLATFORM", "N-RULE"}},
 	{"N-RULE", everywhere, []string{"N-PLATFORM"}},
-	{"B-L3-PLACE", everywhere, []string{"N-NODE-IP", "N-DEFAULT", "N-PLATFORM", "B-NEIGH-MISSING"}},
+	{"B-L3-PLACE", everywhere, []string{"N-NODE-IP", "N-DEFAULT", "N-PLATFORM", "N-OVERLAP", "B-NEIGH-MISSING"}},
 	{"N-NODE-IP", everywhere, []string{"N-DEFAULT", "N-PLATFORM", "N-OVERLAP", "B-NEIGH-MISSING"}},
 	{"N-ROUTE-TYPE", everywhere, []string{"N-DEFAULT", "N-PLATFORM"}},
 	{"N-OVERLAP", everywhere, []string{"N-DEFAULT", "N-PLATFORM"}},
@@ -52,6 +53,9 @@ var causes = []cause{
 	{"T-ROUTE-WRONG-DEV", samePod, []string{"T-ROUTE-ATTR", "T-ROUTE-DUP"}},
 	{"T-VETH-ORPHAN", sameLink, []string{"T-ROUTE-STALE"}},
 	{"T-MODE-MIX", sameLink, []string{"T-VETH-STATE"}},
+	{"N-PLATFORM", sameIP, []string{"T-ROUTE-STALE"}},
+	{"B-PORT", renamed, []string{"B-PORT-ORPHAN"}},
+	{"B-PORT-ORPHAN", samePod, []string{"B-PORT-FLAGS", "B-HAIRPIN"}},
 	{"B-PORT", samePod, []string{"B-PORT-FLAGS", "B-HAIRPIN", "B-NEIGH-MISSING", "B-NEIGH-MAC"}},
 }
 
@@ -180,6 +184,8 @@ type places struct {
 	about  map[[2]string]int // by id and pod, address or link
 	effect map[string][]int  // of causes, by effect
 	moved  map[string]string // pods by the link that their route goes to
+	gone   int               // ports that are missing
+	extra  int               // ports without a pod
 }
 
 func newPlaces(list []probes.Finding) *places {
@@ -200,6 +206,14 @@ func newPlaces(list []probes.Finding) *places {
 			add(f.ID, "ip "+f.Observed, i) // the address on the link is the cause, the route in table local its effect
 		} else if f.ID != "T-VETH-ADDR" {
 			add(f.ID, "ip "+ipOf(f.Subject), i)
+		}
+		if f.ID == "B-PORT" && f.Observed == isMissing {
+			if p.gone++; p.gone == 1 {
+				p.about[[2]string{f.ID, isMissing}] = i
+			}
+		}
+		if f.ID == "B-PORT-ORPHAN" {
+			p.extra++
 		}
 		if f.ID == "T-ROUTE-WRONG-DEV" {
 			p.moved[strings.TrimPrefix(f.Observed, "dev ")] = podOf(f.Subject)
@@ -247,6 +261,9 @@ func (p *places) find(c *cause, f *probes.Finding) (int, bool) {
 		j, ok = p.about[[2]string{c.id, "pod " + pod}]
 	case sameIP:
 		j, ok = p.about[[2]string{c.id, "ip " + ipOf(f.Subject)}]
+	case renamed:
+		j, ok = p.about[[2]string{c.id, isMissing}]
+		ok = ok && p.gone == p.extra
 	case sameLink:
 		j, ok = p.about[[2]string{c.id, "link " + strings.TrimPrefix(f.Observed, "dev ")}]
 	}

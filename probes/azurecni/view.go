@@ -1,6 +1,7 @@
 package azurecni
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -95,6 +96,9 @@ func (v *view) index() {
 	}
 	v.findUplink()
 	v.settleMode()
+	if v.unknown == "" && !v.joined && v.state.path == "" && v.hasPodLinks() {
+		v.unknown = "there is no state file"
+	}
 	v.l3 = v.uplink
 	if v.mode&anyBridge != 0 {
 		v.l3 = v.linkNamed(v.bridgeName())
@@ -224,7 +228,9 @@ func (v *view) hostRoutes(ip netip.Addr) []*route {
 			list = append(list, r)
 		}
 	}
-	slices.SortStableFunc(list, better)
+	slices.SortStableFunc(list, func(a, b *route) int { // table main goes first; a TOS is not every packet's
+		return cmp.Or(cmp.Compare(b.table, a.table), cmp.Compare(min(a.tos, 1), min(b.tos, 1)), better(a, b))
+	})
 	return list
 }
 
