@@ -166,7 +166,7 @@ func TestEventsAreLaidOutAsInC(t *testing.T) {
 		is   reflect.Type
 	}{
 		{loadSysctl, "sysctl_event", reflect.TypeFor[sysctlEvent]()}, {loadSysctl, "actor", reflect.TypeFor[actorEvent]()},
-		{loadExit, "event", reflect.TypeFor[event]()}, {loadCensus, "blocked", reflect.TypeFor[blocked]()},
+		{loadExit, "event", reflect.TypeFor[event]()}, {loadCensus, "blocked", reflect.TypeFor[blocked]()}, {loadTcp, "tcp_event", reflect.TypeFor[tcpEvent]()},
 	} {
 		spec, err := c.load()
 		if err != nil {

@@ -10,3 +10,4 @@ package bpf
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types signal signal.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types hang hang.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types census census.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types tcp tcp.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders

@@ -5,14 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cilium/ebpf/link"
 
 	"github.com/nodedrift/nodedrift/probes"
 )
@@ -51,7 +56,7 @@ func (e *ear) Lost(_ string, n uint64) { e.lost.Add(n) }
 // traced runs a tracer until the test ends and waits until it listens.
 func traced(t testing.TB, keys ...string) *Tracer {
 	t.Helper()
-	tr := New(Config{Root: "/", Sysctl: true, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	tr := New(Config{Root: "/", Sysctl: true, TCP: true, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	tr.Watch(keys)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -287,4 +292,75 @@ func TestWithoutRights(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestConnectionsToPeersAreHeard(t *testing.T) {
+	needBPF(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := netip.MustParseAddrPort(l.Addr().String())
+	tr := traced(t)
+	tr.Peers([]netip.AddrPort{peer})
+	saw := make(chan probes.Occurrence, 16)
+	defer tr.listen(&hearing{h: sawHearer{newEar(), saw}})()
+	c, err := net.Dial("tcp4", peer.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	other, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = other.(*net.TCPConn).SetLinger(0)
+	other.Close() // a reset
+	select {
+	case o := <-saw:
+		if o.Reason != TunnelReset || !strings.Contains(o.Message, "was reset") {
+			t.Errorf("%+v", o)
+		}
+	case <-time.After(3 * time.Second):
+		t.Fatal("a reset was not heard")
+	}
+}
+
+// A daemon's thread that is blocked (its child of vfork does not go on) is counted.
+func TestBlockedThreadIsCounted(t *testing.T) {
+	needBPF(t)
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	const source = "#include <unistd.h>\nint main(void) { if (!vfork()) { sleep(20); _exit(0); } }"
+	if err := os.WriteFile(dir+"/k.c", []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(gcc, "-w", "-o", dir+"/chronyd", dir+"/k.c").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.Command(dir + "/chronyd")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	tr := traced(t)
+	d := tr.state(censusDetector).d.Load()
+	for range 100 {
+		all, err := census(d.links[0].(*link.Iter))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range all {
+			if int(b.By.PID) == cmd.Process.Pid && text(b.By.Comm[:]) == "chronyd" {
+				return
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("a blocked thread was not counted")
 }

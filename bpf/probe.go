@@ -15,6 +15,7 @@ const (
 	DaemonKilled  = "DaemonKilled"
 	TaskHung      = "TaskHung"
 	SysctlWritten = "SysctlWritten"
+	TunnelReset   = "TunnelReset"
 )
 
 // Probe tells what the tracer hears. It has no condition: what stands is judged by
@@ -68,12 +69,12 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 // detectorOf is what a detector's absence leaves untold.
 var detectorOf = map[string]string{
 	sysctlDetector: SysctlWritten, oomDetector: OOMKilled, exitDetector: DaemonKilled, signalDetector: DaemonKilled,
-	hangDetector: TaskHung, censusDetector: TaskHung,
+	hangDetector: TaskHung, censusDetector: TaskHung, tcpDetector: TunnelReset,
 }
 
 var metrics = []probes.Metric{{
 	Name: "bpf_detector_active", Help: "Whether a detector is attached and has heard its own event.",
-	Labels: []probes.Label{{Name: "detector", Values: append([]string{sysctlDetector}, rareDetectors...)}},
+	Labels: []probes.Label{{Name: "detector", Values: append([]string{sysctlDetector, tcpDetector}, rareDetectors...)}},
 }}
 
 var reasons = []probes.Reason{
@@ -112,5 +113,14 @@ var reasons = []probes.Reason{
 		Mend:           "Nothing is needed. Two writers that fight over a key are named here.",
 		FalsePositives: "kubelet, kube-proxy and CNI plugins write their settings when they start.",
 		Links:          []string{"https://docs.kernel.org/admin-guide/sysctl/index.html"},
+	},
+	{
+		Name: TunnelReset, Severity: probes.Info, Happens: true, Owner: probes.AKS,
+		Meaning:        "A connection of this node to the API server or the tunnel's other end was reset or could not be made.",
+		Breaks:         "Nothing when it is made again at once; often or for long: logs, exec, webhooks and aggregated APIs fail.",
+		Confirm:        "ss -tni dst ADDRESS; kubectl -n kube-system logs -l app=konnectivity-agent",
+		Mend:           "Once: nothing. Often: look at the node's way out, a firewall, a NAT gateway out of ports, an idle timeout.",
+		FalsePositives: "A control plane that is updated.",
+		Links:          []string{"https://kubernetes.io/docs/tasks/extend-kubernetes/setup-konnectivity/"},
 	},
 }

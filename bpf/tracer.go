@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -26,6 +27,7 @@ import (
 type Config struct {
 	Root   string // where the node's root is mounted
 	Sysctl bool   // who writes watched keys of /proc/sys
+	TCP    bool   // how connections to the peers end that Tracer.Peers names
 	Pods   Resolver
 	Log    *slog.Logger
 }
@@ -57,6 +59,9 @@ type Tracer struct {
 	writes *writes
 	keys   map[string]bool // watched, as paths below /proc/sys
 	ears   map[*hearing]struct{}
+
+	peers    map[netip.AddrPort]bool
+	testPeer netip.AddrPort // its failure is the TCP detector's test
 }
 
 // A state is the account of one detector.
@@ -97,6 +102,9 @@ func New(cfg Config) *Tracer {
 	names := rareDetectors
 	if cfg.Sysctl {
 		names = append([]string{sysctlDetector}, names...)
+	}
+	if cfg.TCP {
+		names = append(slices.Clone(names), tcpDetector)
 	}
 	for _, name := range names {
 		t.states = append(t.states, &state{name: name, reason: "not attached yet", tested: make(chan struct{}, 1)})
@@ -243,7 +251,8 @@ func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
 
 // start attaches a detector, begins to read what it says, and tries it.
 func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.WaitGroup) error {
-	if s.name == sysctlDetector {
+	switch s.name {
+	case sysctlDetector:
 		w, err := l.attachSysctl()
 		if err != nil {
 			return err
@@ -254,7 +263,14 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 		t.filter()
 		t.mu.Unlock()
 		reading.Go(func() { read(t, s, w.reader, func(e *sysctlEvent) { t.heardWrite(s, w, e) }) })
-	} else {
+	case tcpDetector:
+		d, err := l.attachTCP()
+		if err != nil {
+			return err
+		}
+		s.d.Store(d)
+		reading.Go(func() { read(t, s, d.reader, func(e *tcpEvent) { t.heardTCP(s, e) }) })
+	default:
 		first := l.ring == nil
 		oom := t.state(oomDetector)
 		d, err := l.attachRare(s.name, s.name == exitDetector && oom.d.Load() == nil)
@@ -274,7 +290,7 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 		}
 	}
 	defer s.d.Load().free()
-	if err := s.try(ctx); err != nil {
+	if err := s.try(ctx, t); err != nil {
 		return fmt.Errorf("self-test: %w", err)
 	}
 	return nil
@@ -282,11 +298,12 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 
 // try makes the detector's own event until it is heard, for up to two seconds:
 // nothing it does changes the node. OOM kills and hung tasks cannot be made.
-func (s *state) try(ctx context.Context) error {
+func (s *state) try(ctx context.Context, t *Tracer) error {
 	cause := map[string]func() error{
 		sysctlDetector: func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
 		exitDetector:   endThread,
 		signalDetector: func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
+		tcpDetector:    t.tryTCP,
 	}[s.name]
 	if cause == nil {
 		return nil

@@ -73,6 +73,19 @@ struct task_struct {
 struct task_struct___old { long state; };                    /* before 5.14 */
 struct task_struct___new { unsigned int __state; };
 
+struct in6_addr { union { __be32 u6_addr32[4]; } in6_u; };
+typedef struct { struct net *net; } possible_net_t;
+struct sock_common {
+	__be32 skc_daddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+};
+struct sock { struct sock_common __sk_common; int sk_err; };
+
 struct seq_file;
 struct bpf_iter_meta { struct seq_file *seq; };
 struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };

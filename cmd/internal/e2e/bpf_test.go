@@ -13,6 +13,7 @@ import (
 
 func init() {
 	fixtureOnly["TaskHung"] = "a thread of a daemon blocked for a minute: bpf's tests hold one, on the kernel"
+	fixtureOnly["TunnelReset"] = "no probe names peers yet: bpf's tests reset a connection, on the kernel"
 }
 
 // attributed is how long it may take from a write to a condition that names the
