@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -120,6 +121,35 @@ func TestWriteIsTracedToItsProcess(t *testing.T) {
 	time.Sleep(50 * time.Millisecond)
 	if _, ok := tr.Who(probes.Key{Domain: "sysctl", Name: "kernel.printk_ratelimit"}, 0); ok {
 		t.Error("a key that nobody watches is in the journal")
+	}
+}
+
+// The unit is told by the cgroup, whatever the process calls itself.
+func TestWriterIsToldByItsCgroup(t *testing.T) {
+	needBPF(t)
+	at, err := findTrees("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := "nodedrift-test" + strconv.Itoa(os.Getpid()) + ".service"
+	dir := at.unified.dir + "/" + unit + "/kubelet.service"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			if os.Remove(dir) == nil && os.Remove(filepath.Dir(dir)) == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	tr := traced(t, "kernel/printk_ratelimit_burst")
+	before := monotonic()
+	shell(t, "echo 0 >"+dir+"/cgroup.procs; echo kubelet >/proc/self/comm; read v </proc/sys/kernel/printk_ratelimit_burst; echo $v >/proc/sys/kernel/printk_ratelimit_burst")
+	time.Sleep(50 * time.Millisecond)
+	if got, _ := tr.Who(probes.Key{Domain: "sysctl", Name: someKey}, before); got.Unit != unit || got.Pod != "" {
+		t.Errorf("written by %+v, want %s", got, unit)
 	}
 }
 

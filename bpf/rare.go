@@ -34,13 +34,13 @@ func (l *loader) attachRare(name string, join bool) (*detector, error) {
 	}
 	d := &detector{}
 	var errs []error
-	for _, names := range []bool{true, false} {
-		own["names"] = names
-		if err := l.loadRare(d, spec, own); err != nil {
+	for _, v := range variants(name) {
+		own["names"] = v.names
+		if err := l.loadRare(d, spec, v.without, own); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if !names {
+		if !v.names {
 			d.walk = l.walk()
 		}
 		if err := l.attachTo(d); err != nil {
@@ -52,11 +52,25 @@ func (l *loader) attachRare(name string, join bool) (*detector, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (l *loader) loadRare(d *detector, load func() (*ebpf.CollectionSpec, error), own map[string]any) error {
+// A variant of a detector is for kernels that refuse those before it.
+type variant struct {
+	names   bool   // strings are read in the kernel: not under lockdown=confidentiality
+	without string // a program of another variant
+}
+
+func variants(name string) []variant {
+	if name == signalDetector {
+		return []variant{{true, signalProgSignalProbed}, {true, signalProgSignalDirect}, {false, signalProgSignalProbed}}
+	}
+	return []variant{{names: true}, {}}
+}
+
+func (l *loader) loadRare(d *detector, load func() (*ebpf.CollectionSpec, error), without string, own map[string]any) error {
 	spec, err := load()
 	if err != nil {
 		return err
 	}
+	delete(spec.Programs, without)
 	if own[exitVarJoin] == false {
 		delete(spec.Programs, exitProgMarkPid)
 	}

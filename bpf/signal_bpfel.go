@@ -16,16 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	signalMapEvents      = "events"
-	signalProgSignal     = "signal"
-	signalVarFilter      = "filter"
-	signalVarLevel       = "level"
-	signalVarLost        = "lost"
-	signalVarNames       = "names"
-	signalVarPidsRoot    = "pids_root"
-	signalVarRoot        = "root"
-	signalVarTesting     = "testing"
-	signalVarTypeOfEvent = "type_of_event"
+	signalMapEvents        = "events"
+	signalProgSignalDirect = "signal_direct"
+	signalProgSignalProbed = "signal_probed"
+	signalVarFilter        = "filter"
+	signalVarLevel         = "level"
+	signalVarLost          = "lost"
+	signalVarNames         = "names"
+	signalVarPidsRoot      = "pids_root"
+	signalVarRoot          = "root"
+	signalVarTesting       = "testing"
+	signalVarTypeOfEvent   = "type_of_event"
 )
 
 // loadSignal returns the embedded CollectionSpec for signal.
@@ -70,7 +71,8 @@ type signalSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type signalProgramSpecs struct {
-	Signal *ebpf.ProgramSpec `ebpf:"signal"`
+	SignalDirect *ebpf.ProgramSpec `ebpf:"signal_direct"`
+	SignalProbed *ebpf.ProgramSpec `ebpf:"signal_probed"`
 }
 
 // signalMapSpecs contains maps before they are loaded into the kernel.
@@ -141,12 +143,14 @@ type signalVariables struct {
 //
 // It can be passed to loadSignalObjects or ebpf.CollectionSpec.LoadAndAssign.
 type signalPrograms struct {
-	Signal *ebpf.Program `ebpf:"signal"`
+	SignalDirect *ebpf.Program `ebpf:"signal_direct"`
+	SignalProbed *ebpf.Program `ebpf:"signal_probed"`
 }
 
 func (p *signalPrograms) Close() error {
 	return _SignalClose(
-		p.Signal,
+		p.SignalDirect,
+		p.SignalProbed,
 	)
 }
 

@@ -49,7 +49,7 @@ func (l *loader) attachTCP() (*detector, error) {
 	ring := l.ring
 	l.ring = nil // its own: connections may be many
 	defer func() { l.ring = ring }()
-	if err := l.loadRare(d, load, map[string]any{"netns": l.netns}); err != nil {
+	if err := l.loadRare(d, load, "", map[string]any{"netns": l.netns}); err != nil {
 		return nil, err
 	}
 	if err := l.attachTo(d); err != nil {
