@@ -53,6 +53,7 @@ var causes = []cause{
 	{"T-ROUTE-WRONG-DEV", samePod, []string{"T-ROUTE-ATTR", "T-ROUTE-DUP"}},
 	{"T-VETH-ORPHAN", sameLink, []string{"T-ROUTE-STALE"}},
 	{"T-MODE-MIX", sameLink, []string{"T-VETH-STATE"}},
+	{"N-FORWARDING", samePod, []string{"T-V6"}}, // conf.all.forwarding of IPv6 is both
 	{"N-PLATFORM", sameIP, []string{"T-ROUTE-STALE"}},
 	{"B-PORT", renamed, []string{"B-PORT-ORPHAN"}},
 	{"B-PORT-ORPHAN", samePod, []string{"B-PORT-FLAGS", "B-HAIRPIN"}},

@@ -1,6 +1,7 @@
 package azurecni
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -21,13 +22,15 @@ type kernel struct {
 	beginLinks, beginRoutes                                      func()
 	mark                                                         int // where the present dump begins
 	family                                                       uint8
+	raw, rawNow                                                  [2][]byte // of the last dump of routes, by family, and of the present one
+	parsed                                                       [2][]route
 }
 
 func newKernel() *kernel {
 	k := &kernel{conn: newConn(), words: words{}}
 	k.none = func() {}
 	k.beginLinks = func() { k.now.links = k.now.links[:0] }
-	k.beginRoutes = func() { k.now.routes = k.now.routes[:k.mark] }
+	k.beginRoutes = func() { k.rawNow[k.of()] = k.rawNow[k.of()][:0] }
 	k.takeLink = func(kind uint16, b []byte) {
 		if l, ok := k.words.parseLink(b); ok && kind == unix.RTM_NEWLINK {
 			k.now.links = append(k.now.links, l)
@@ -39,8 +42,10 @@ func newKernel() *kernel {
 		}
 	}
 	k.takeRoute = func(kind uint16, b []byte) {
-		if r, ok := parseRoute(b); ok && kind == unix.RTM_NEWROUTE && b[0] == k.family {
-			k.now.routes = append(k.now.routes, r)
+		if kind == unix.RTM_NEWROUTE && len(b) > 0 && b[0] == k.family {
+			i := k.of()
+			k.rawNow[i] = binary.NativeEndian.AppendUint32(k.rawNow[i], uint32(len(b)))
+			k.rawNow[i] = append(k.rawNow[i], b...)
 		}
 	}
 	k.takeNeigh = func(kind uint16, b []byte) {
@@ -101,7 +106,8 @@ func (k *kernel) families(family uint8) error {
 	return k.routes(family)
 }
 
-// routes dumps the IPv4 routes of all tables, of IPv6 those of table main.
+// routes dumps the IPv4 routes of all tables, of IPv6 those of table main. While
+// the kernel's answer is the same, byte by byte, it is not parsed again.
 func (k *kernel) routes(family uint8) error {
 	k.mark, k.family = len(k.now.routes), family
 	b := k.body(unix.SizeofRtMsg)
@@ -109,7 +115,31 @@ func (k *kernel) routes(family uint8) error {
 	if family == unix.AF_INET6 {
 		b[4] = tableMain
 	}
-	return k.dump("routes", unix.RTM_GETROUTE, unix.SizeofRtMsg, k.beginRoutes, k.takeRoute)
+	if err := k.dump("routes", unix.RTM_GETROUTE, unix.SizeofRtMsg, k.beginRoutes, k.takeRoute); err != nil {
+		return err
+	}
+	i := k.of()
+	if !bytes.Equal(k.rawNow[i], k.raw[i]) {
+		k.raw[i], k.rawNow[i] = k.rawNow[i], k.raw[i]
+		k.parsed[i] = k.parsed[i][:0]
+		for raw := k.raw[i]; len(raw) >= 4; {
+			size := int(u32(raw))
+			if r, ok := parseRoute(raw[4 : 4+size]); ok {
+				k.parsed[i] = append(k.parsed[i], r)
+			}
+			raw = raw[4+size:]
+		}
+	}
+	k.now.routes = append(k.now.routes[:k.mark], k.parsed[i]...)
+	return nil
+}
+
+// of is the place of the present family.
+func (k *kernel) of() int {
+	if k.family == unix.AF_INET6 {
+		return 1
+	}
+	return 0
 }
 
 // settings asks for conf.all of a family (RTM_GETNETCONF, linux/netconf.h).

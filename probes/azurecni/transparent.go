@@ -327,6 +327,6 @@ func (v *view) dualStack(say func(probes.Finding)) {
 		}
 	})
 	if v.now.forward6 == 0 {
-		say(probes.Finding{Subject: "IPv6", Severity: critical, Hold: 30 * s, Message: "net.ipv6.conf.all.forwarding is 0, want 1: pods have no IPv6", Observed: "0", Wanted: "1"})
+		say(probes.Finding{Subject: "net.ipv6.conf.all.forwarding", Severity: critical, Hold: 30 * s, Message: "pods have no IPv6: net.ipv6.conf.all.forwarding is 0, want 1", Observed: "0", Wanted: "1"})
 	}
 }

@@ -1,0 +1,192 @@
+package azurecni
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// naive is the look that this package does not take: a library dump for each invariant.
+func (l *lab) naive() (n int) {
+	for range 16 { // of the invariants of transparent mode
+		links, _ := l.node.LinkList()
+		routes, _ := l.node.RouteList(nil, unix.AF_INET)
+		n += len(links) + len(routes)
+	}
+	neighs, _ := l.node.NeighList(0, unix.AF_INET)
+	rules, _ := l.node.RuleList(unix.AF_INET)
+	addrs, _ := l.node.AddrList(nil, unix.AF_INET)
+	return n + len(neighs) + len(rules) + len(addrs)
+}
+
+// full takes a look that judges everything anew.
+func full(p *Probe) {
+	p.err = errInterrupted
+	_, _ = p.Check(nil)
+}
+
+func cpu() time.Duration {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_THREAD, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func median(n int, do func()) time.Duration {
+	took := make([]time.Duration, n)
+	for i := range took {
+		start := time.Now()
+		do()
+		took[i] = time.Since(start)
+	}
+	slices.Sort(took)
+	return took[n/2]
+}
+
+// rss is the process's resident memory in KiB.
+func rss() int {
+	runtime.GC()
+	b, _ := os.ReadFile("/proc/self/statm")
+	pages, _ := strconv.Atoi(strings.Fields(string(b))[1])
+	return pages * os.Getpagesize() / 1024
+}
+
+// TestSteadyLookAllocatesNothing holds a look at which nothing changed, and the
+// verification of the routes alone, to no allocation.
+func TestSteadyLookAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	l := newLab(t, "transparent", 250, false)
+	p := l.probe(stateOnly)
+	if _, err := p.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.slowAt, p.readAt = time.Now().Add(time.Hour), time.Now().Add(time.Hour)
+	if got := testing.AllocsPerRun(50, func() { _, _ = p.Check(t.Context()) }); got != 0 {
+		t.Errorf("a steady look allocates %v times", got)
+	}
+	k := p.kernel.(*kernel)
+	verify := func() {
+		k.now = p.now
+		k.now.routes = k.now.routes[:0]
+		if err := k.routes(unix.AF_INET); err != nil || !slices.Equal(p.now.routes, p.was.routes) {
+			t.Error("the routes differ")
+		}
+	}
+	if got := testing.AllocsPerRun(50, verify); got != 0 {
+		t.Errorf("verifying the routes allocates %v times", got)
+	}
+	t.Logf("250 routes verified in %v; a steady look takes %v", median(200, verify), median(200, func() { _, _ = p.Check(t.Context()) }))
+}
+
+// TestCost prints what a full look costs beside the naive loop, and what more
+// pods cost in memory.
+func TestCost(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures")
+	}
+	sizes := []int{30, 250, 1000}
+	var memory []int
+	for _, n := range sizes {
+		t.Run(fmt.Sprintf("pods=%d", n), func(t *testing.T) {
+			l := newLab(t, "transparent", n, false)
+			p := l.probe(stateOnly)
+			if _, err := p.Check(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			before := cpu()
+			const looks = 30
+			for range looks {
+				full(p)
+			}
+			took := (cpu() - before) / looks
+			wall, loop := median(30, func() { full(p) }), median(5, func() { l.naive() })
+			memory = append(memory, rss())
+			t.Logf("full look %v (CPU %v), naive loop %v, %.1f times; RSS %d KiB", wall, took, loop, float64(loop)/float64(wall), memory[len(memory)-1])
+			if n == 250 && took > 6*time.Millisecond {
+				t.Errorf("a full look takes %v of CPU, the goal is 3 ms", took)
+			}
+		})
+	}
+}
+
+// TestEventToFinding measures the time from a route's deletion, the call
+// included, to the look that finds it.
+func TestEventToFinding(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("measures")
+	}
+	l := newLab(t, "transparent", 250, false)
+	p := l.probe(stateOnly)
+	if found := l.again(p); len(found) > 0 {
+		t.Fatal(found)
+	}
+	ear, err := listen()
+	l.must(err)
+	heard := newEar()
+	go hear(ear, heard)
+	defer ear.Close()
+	<-heard.changed
+	r := l.route(&l.pods[7])
+	var took []time.Duration
+	for range 200 {
+		start := time.Now()
+		l.must(l.node.RouteDel(r))
+		for {
+			<-heard.changed
+			if look, err := p.Check(t.Context()); err == nil && len(look.Findings) > 0 {
+				break
+			}
+		}
+		took = append(took, time.Since(start))
+		l.must(l.node.RouteAdd(r))
+		<-heard.changed
+		_, _ = p.Check(t.Context())
+	}
+	slices.Sort(took)
+	p50, p99 := took[len(took)/2], took[len(took)*99/100]
+	t.Logf("event to finding at 250 pods: p50 %v, p99 %v", p50, p99)
+	if p50 > 10*time.Millisecond {
+		t.Errorf("p50 is %v, want 10 ms", p50)
+	}
+}
+
+func BenchmarkLook(b *testing.B) {
+	for _, n := range []int{30, 250, 1000} {
+		b.Run(fmt.Sprintf("pods=%d", n), func(b *testing.B) {
+			l := newLab(b, "transparent", n, false)
+			p := l.probe(stateOnly)
+			full(p)
+			b.ReportAllocs()
+			for b.Loop() {
+				full(p)
+			}
+			look, loop := median(11, func() { full(p) }), median(3, func() { l.naive() })
+			b.ReportMetric(float64(loop)/float64(look), "times-naive")
+		})
+	}
+}
+
+func BenchmarkVerifyRoutes(b *testing.B) {
+	l := newLab(b, "transparent", 250, false)
+	k := newKernel()
+	defer k.close()
+	k.now = &snapshot{}
+	b.ReportAllocs()
+	for b.Loop() {
+		k.now.routes = k.now.routes[:0]
+		if err := k.routes(unix.AF_INET); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if len(k.now.routes) < 250 {
+		b.Fatal(len(k.now.routes), l.mode)
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package azurecni
+
+const raceEnabled = false

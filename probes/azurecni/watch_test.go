@@ -1,0 +1,220 @@
+package azurecni
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/nodedrift/nodedrift/probes"
+)
+
+// An ear hears as the agent does.
+type ear struct {
+	changed chan struct{}
+	lost    chan string
+}
+
+func newEar() *ear { return &ear{make(chan struct{}, 1), make(chan string, 64)} }
+
+func (e *ear) Changed() {
+	select {
+	case e.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (e *ear) Lost(source string, _ uint64) {
+	select {
+	case e.lost <- source:
+	default:
+	}
+	e.Changed()
+}
+
+func (*ear) Saw(probes.Occurrence) {}
+
+func (e *ear) hears(t *testing.T, what string, want bool) {
+	t.Helper()
+	wait := 2 * time.Second
+	if !want {
+		wait = 100 * time.Millisecond
+	}
+	select {
+	case <-e.changed:
+		if !want {
+			t.Errorf("%s was heard", what)
+		}
+	case <-time.After(wait):
+		if want {
+			t.Errorf("%s was not heard", what)
+		}
+	}
+}
+
+func (e *ear) quiet() {
+	for {
+		select {
+		case <-e.changed:
+		case <-time.After(100 * time.Millisecond):
+			return
+		}
+	}
+}
+
+// TestWatch hears links, routes, rules and files, and no mere traffic.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "transparent", 3, false)
+	p := l.probe(stateOnly)
+	ctx, cancel := context.WithCancel(t.Context())
+	e := newEar()
+	sub, err := listen() // this thread is in the lab; Watch's own subscription is tested by its files
+	l.must(err)
+	heard := make(chan error, 2)
+	go func() { heard <- hear(sub, e) }()
+	e.hears(t, "the subscription", true)
+	e.quiet()
+	r := l.route(&l.pods[0])
+	l.must(l.node.RouteDel(r))
+	e.hears(t, "a route", true)
+	e.quiet()
+	l.must(l.node.RuleAdd(l.rule(1000, 200)))
+	e.hears(t, "a rule", true)
+	e.quiet()
+	l.must(l.node.LinkSetDown(l.link(l.pods[1].veth)))
+	e.hears(t, "a link", true)
+	e.quiet()
+	n := l.neigh(&l.pods[2])
+	n.State = netlink.NUD_STALE
+	l.must(l.node.NeighSet(n))
+	e.hears(t, "a neighbour that traffic made", false)
+	n.State = netlink.NUD_PERMANENT
+	l.must(l.node.NeighSet(n))
+	e.hears(t, "a permanent neighbour", true)
+	sub.Close()
+	if err := <-heard; err == nil {
+		t.Error("hear ended without an error")
+	}
+
+	files := newEar()
+	go func() { heard <- p.Watch(ctx, files) }()
+	files.hears(t, "the subscription", true)
+	files.quiet()
+	p.stale.Store(false)
+	l.write()
+	files.hears(t, "the state file", true)
+	if !p.stale.Load() {
+		t.Error("the state file is not read again")
+	}
+	cancel()
+	if err := <-heard; err != nil {
+		t.Errorf("Watch ended with %v", err)
+	}
+}
+
+// TestOverrun overruns the subscription: it is told, and it goes on.
+func TestOverrun(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "transparent", 3, false)
+	sub, err := listen()
+	l.must(err)
+	defer sub.Close()
+	r := l.route(&l.pods[0])
+	for range 40_000 {
+		l.must(l.node.RouteDel(r), l.node.RouteAdd(r))
+	}
+	e := newEar()
+	go hear(sub, e)
+	select {
+	case source := <-e.lost:
+		if source != "netlink" {
+			t.Errorf("lost %q", source)
+		}
+	case <-time.After(3 * time.Second):
+		t.Skip("40000 routes do not overrun this buffer")
+	}
+	e.quiet()
+	l.must(l.node.RouteDel(r))
+	e.hears(t, "a route after the overrun", true)
+}
+
+// TestChurn makes and deletes pods among 250 for as long as it is let, with the
+// holds of a quick test: nothing is confirmed but the fault in the middle.
+func TestChurn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 20 s")
+	}
+	t.Parallel()
+	l := newLab(t, "transparent", 250, false)
+	inside, err := netns.New() // the thread is moved into it
+	l.must(err)
+	defer inside.Close()
+	l.inside, err = netlink.NewHandleAt(inside)
+	l.must(err)
+	l.enterNode()
+	p := l.probe(stateOnly)
+	const hold = 2 * time.Second // every hold; the real ones are 15 s and more
+	confirmed := map[string]bool{}
+	first := map[probes.Ref]time.Time{}
+	const faulty = 77
+	end, broke := time.Now().Add(20*time.Second), time.Time{}
+	for i := 0; time.Now().Before(end); i++ {
+		begin := time.Now()
+		if victim := rand.IntN(len(l.pods)); l.pods[victim].name != "default/pod-0077" {
+			l.del(victim)
+			l.look1(p, first, confirmed, hold)
+			l.file(vnetState, l.state())
+			p.stale.Store(true)
+			l.add(inside)
+			l.look1(p, first, confirmed, hold)
+			l.file(vnetState, l.state())
+			p.stale.Store(true)
+		}
+		if i == 30 {
+			for j := range l.pods {
+				if l.pods[j].name == "default/pod-0077" {
+					l.must(l.node.RouteDel(l.route(&l.pods[j])))
+					broke = time.Now()
+				}
+			}
+		}
+		l.look1(p, first, confirmed, hold)
+		time.Sleep(time.Until(begin.Add(200 * time.Millisecond)))
+	}
+	if len(confirmed) != 1 || broke.IsZero() {
+		t.Errorf("%d findings were confirmed, want one", len(confirmed))
+	}
+	for name := range confirmed {
+		if !strings.HasPrefix(name, "T-ROUTE-MISSING default/pod-0077 ") {
+			t.Errorf("confirmed %s", name)
+		}
+	}
+}
+
+// look1 takes a look and confirms what has stood for the hold.
+func (l *lab) look1(p *Probe, first map[probes.Ref]time.Time, confirmed map[string]bool, hold time.Duration) {
+	l.Helper()
+	look, err := p.Check(l.Context())
+	l.must(err)
+	now := map[probes.Ref]bool{}
+	for _, f := range look.Findings {
+		ref := probes.Ref{ID: f.ID, Subject: f.Subject}
+		now[ref] = true
+		if first[ref].IsZero() {
+			first[ref] = time.Now()
+		}
+		if time.Since(first[ref]) >= hold {
+			confirmed[f.ID+" "+f.Subject] = true
+		}
+	}
+	for ref := range first {
+		if !now[ref] {
+			delete(first, ref)
+		}
+	}
+}
