@@ -1,0 +1,34 @@
+package chrony
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernelClock is the kernel's own word on its clock (adjtimex(2)): a witness that
+// needs no chronyd.
+type kernelClock struct {
+	unsynchronized bool          // STA_UNSYNC
+	maxError       time.Duration // grows by 0.5 ms a second unless somebody says otherwise
+	ppm            float64       // how much faster than its oscillator the clock is made to run
+}
+
+// readKernel only reads: no mode is set, so no right is needed.
+func readKernel() (kernelClock, error) {
+	var t unix.Timex
+	if _, err := unix.Adjtimex(&t); err != nil {
+		return kernelClock{}, fmt.Errorf("adjtimex: %w", err)
+	}
+	return kernelOf(&t), nil
+}
+
+func kernelOf(t *unix.Timex) kernelClock {
+	// freq is in 2^-16 ppm; a tick is nominally 10000 us, and one more is 100 ppm.
+	return kernelClock{
+		unsynchronized: t.Status&unix.STA_UNSYNC != 0,
+		maxError:       time.Duration(t.Maxerror) * time.Microsecond,
+		ppm:            float64(t.Freq)/65536 + float64(t.Tick-10000)*100,
+	}
+}
