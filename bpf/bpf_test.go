@@ -80,6 +80,9 @@ func TestPodLogs(t *testing.T) {
 		if pod, container := p.Name(uid, cid); pod != "kube-system/tuner-x7k2" || container != "main-loop" {
 			t.Fatalf("%q %q", pod, container)
 		}
+		if _, container := p.Name(uid, strings.Repeat("a", 64)); container != "tuner" {
+			t.Errorf("the only container of a pod is %q, not named before its link is there", container)
+		}
 		clear(root)
 		time.Sleep(time.Hour)
 		for _, wait := range []time.Duration{0, remembered - time.Second} {

@@ -191,7 +191,7 @@ func TestOOMKillIsHeard(t *testing.T) {
 	for {
 		select {
 		case o := <-saw:
-			if t.Log(o); o.Reason == OOMKilled && strings.Contains(o.Message, fmt.Sprintf("tail (pid %d) was killed; it held", pid)) {
+			if t.Log(o); o.Reason == OOMKilled && strings.Contains(o.Message, fmt.Sprintf("tail (pid %d) was killed", pid)) {
 				return
 			}
 		case <-time.After(3 * time.Second):

@@ -11,6 +11,25 @@ const volatile bool names = true;
 
 #define MM_ANONPAGES 1
 
+/* By probe_read: older verifiers do not follow arrays of typedefs. */
+static __always_inline __u64 anonymous(struct mm_struct *mm)
+{
+	struct mm_struct___new *new = (void *)mm;
+	struct mm_struct___old *old = (void *)mm;
+
+	if (!mm || !names)
+		return 0;
+	if (bpf_core_type_exists(struct mm_rss_stat))
+		return BPF_CORE_READ(old, rss_stat.count[MM_ANONPAGES].counter);
+	return BPF_CORE_READ(new, rss_stat[MM_ANONPAGES].count);
+}
+
+SEC("license") = "Dual BSD/GPL";
+
+const volatile bool names = true;
+
+#define MM_ANONPAGES 1
+
 static __always_inline __u64 anonymous(struct mm_struct *mm)
 {
 	struct mm_struct___new *new = (void *)mm;

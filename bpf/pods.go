@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"cmp"
 	"io/fs"
 	"strings"
 	"sync"
@@ -17,7 +18,7 @@ type Resolver interface {
 // What kubelet calls the logs of pods (pkg/kubelet/kuberuntime): a folder per pod
 // from before its first container starts, a link per container from right after.
 const (
-	podLogs       = "var/log/pods"       // <namespace>_<name>_<uid>
+	podLogs       = "var/log/pods"       // <namespace>_<name>_<uid>, with a folder per container
 	containerLogs = "var/log/containers" // <pod>_<namespace>_<container>-<id>.log
 )
 
@@ -40,6 +41,7 @@ type PodLogs struct {
 
 type named struct {
 	name string
+	only string    // a pod's container, while it has had one only
 	gone time.Time // when it was first missed; zero while it is there
 }
 
@@ -56,7 +58,7 @@ func (p *PodLogs) Name(uid, id string) (pod, container string) {
 		p.readAt = now
 		p.read(now)
 	}
-	return p.pods[uid].name, p.containers[id].name
+	return p.pods[uid].name, cmp.Or(p.containers[id].name, p.pods[uid].only)
 }
 
 // read reads both folders and forgets who has been missed for a minute.
@@ -74,7 +76,11 @@ func (p *PodLogs) read(now time.Time) {
 	folders, _ := p.root.ReadDir(podLogs) // what is not there names nobody
 	for _, f := range folders {
 		if part := strings.Split(f.Name(), "_"); len(part) == 3 && isUID(part[2]) {
-			p.pods[part[2]] = named{printable(part[0]+"/"+part[1], 2*253), time.Time{}}
+			n := named{name: printable(part[0]+"/"+part[1], 2*253)}
+			if had, _ := p.root.ReadDir(podLogs + "/" + f.Name()); len(had) == 1 {
+				n.only = printable(had[0].Name(), 253)
+			}
+			p.pods[part[2]] = n
 		}
 	}
 	links, _ := p.root.ReadDir(containerLogs)
@@ -85,7 +91,7 @@ func (p *PodLogs) read(now time.Time) {
 		}
 		dash := len(part[2]) - 65
 		if id := containerID(part[2][dash+1:]); id != "" {
-			p.containers[id] = named{printable(part[2][:dash], 253), time.Time{}}
+			p.containers[id] = named{name: printable(part[2][:dash], 253)}
 		}
 	}
 }

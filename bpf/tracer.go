@@ -234,12 +234,15 @@ func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
 			e = t.start(ctx, l, s, reading)
 		}
 		if e != nil {
-			why := explain(e)
-			s.set(false, why)
-			refused[why] = append(refused[why], s.name)
+			s.set(false, explain(e))
 			continue
 		}
 		s.set(true, "")
+	}
+	for _, s := range t.States() { // now: one may do another's work
+		if !s.Active {
+			refused[s.Reason] = append(refused[s.Reason], s.Detector)
+		}
 	}
 	for why, names := range refused {
 		t.cfg.Log.Warn("who did what will not be known; conditions are not affected", "detectors", names, "why", why)

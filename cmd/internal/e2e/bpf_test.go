@@ -16,10 +16,6 @@ func init() {
 	fixtureOnly["TunnelReset"] = "no probe names peers yet: bpf's tests reset a connection, on the kernel"
 }
 
-// attributed is how long it may take from a write to a condition that names the
-// writer, the lab's hold of half a second included.
-const attributed = time.Second
-
 // holder runs a pod that writes a file and stays, and returns when it runs.
 func holder(t *testing.T, node, name, file, value string) {
 	t.Helper()
@@ -97,8 +93,8 @@ func TestWriterIsNamed(t *testing.T) {
 	record("SysctlWritten", "document", took[0], 0)
 	slices.Sort(took)
 	t.Logf("from the write to a condition that names the pod: median %s, all %s", took[len(took)/2], took)
-	if median := took[len(took)/2]; median > attributed {
-		t.Errorf("the writer is named %s after the write, want %s", median, attributed)
+	if median := took[len(took)/2]; median > soon {
+		t.Errorf("the writer is named %s after the write, want %s", median, soon)
 	}
 }
 
