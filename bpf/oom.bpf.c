@@ -11,7 +11,7 @@ const volatile bool names = true;
 
 #define MM_ANONPAGES 1
 
-/* By probe_read: older verifiers do not follow arrays of typedefs. */
+// By probe_read: older verifiers do not follow arrays of typedefs.
 static __always_inline __u64 anonymous(struct mm_struct *mm)
 {
 	struct mm_struct___new *new = (void *)mm;
@@ -22,24 +22,6 @@ static __always_inline __u64 anonymous(struct mm_struct *mm)
 	if (bpf_core_type_exists(struct mm_rss_stat))
 		return BPF_CORE_READ(old, rss_stat.count[MM_ANONPAGES].counter);
 	return BPF_CORE_READ(new, rss_stat[MM_ANONPAGES].count);
-}
-
-SEC("license") = "Dual BSD/GPL";
-
-const volatile bool names = true;
-
-#define MM_ANONPAGES 1
-
-static __always_inline __u64 anonymous(struct mm_struct *mm)
-{
-	struct mm_struct___new *new = (void *)mm;
-	struct mm_struct___old *old = (void *)mm;
-
-	if (!mm)
-		return 0;
-	if (bpf_core_type_exists(struct mm_rss_stat))
-		return old->rss_stat.count[MM_ANONPAGES].counter;
-	return new->rss_stat[MM_ANONPAGES].count;
 }
 
 SEC("tp_btf/mark_victim") int BPF_PROG(mark_task, struct task_struct *t)
