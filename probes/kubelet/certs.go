@@ -57,7 +57,8 @@ type certificate struct {
 }
 
 // find tells where kubelet has its certificates, and which paths to listen to.
-func (c *certs) find(s settings) (listen []string) {
+// The error says why the client's could not be found.
+func (c *certs) find(s settings) (listen []string, err error) {
 	c.pairs = nil
 	add := func(p pair) {
 		for _, have := range c.pairs {
@@ -71,7 +72,8 @@ func (c *certs) find(s settings) (listen []string) {
 	dir := s.certDir()
 	listen = append(listen, dir)
 	if name, ok := s.kubeconfig(); ok {
-		if p, ok := c.clientOf(name); ok {
+		var p pair
+		if p, err = c.clientOf(name); err == nil && p.use != "" {
 			add(p)
 		}
 		listen = append(listen, name)
@@ -94,25 +96,28 @@ func (c *certs) find(s settings) (listen []string) {
 	if _, err := c.root.Lstat(server); err == nil {
 		add(pair{use: "serving", cert: server, key: server})
 	}
-	return listen
+	return listen, err
 }
 
-// clientOf finds the client certificate in a kubeconfig.
-func (c *certs) clientOf(name string) (pair, bool) {
+// clientOf finds the client certificate in a kubeconfig; none where another kind
+// of credential is in it.
+func (c *certs) clientOf(name string) (pair, error) {
 	b, err := c.root.ReadFile(name)
 	if err != nil {
-		return pair{}, false
+		return pair{}, err
 	}
 	u := parseKubeconfig(b)
 	cert, hasCert := unit.Path(u.Cert)
 	key, hasKey := unit.Path(u.Key)
 	switch {
 	case u.CertData != "" && u.KeyData != "":
-		return pair{use: "client", cert: name, key: name, inline: true}, true
+		return pair{use: "client", cert: name, key: name, inline: true}, nil
 	case hasCert && hasKey:
-		return pair{use: "client", cert: cert, key: key, wanted: true}, true
+		return pair{use: "client", cert: cert, key: key, wanted: true}, nil
+	case u.Token != "" || u.TokenFile != "" || u.Exec != nil:
+		return pair{}, nil
 	}
-	return pair{}, false
+	return pair{}, fmt.Errorf("/%s names no credential", name)
 }
 
 // user is the credential in a kubeconfig.
@@ -121,6 +126,10 @@ type user struct {
 	Key      string `yaml:"client-key"`
 	CertData string `yaml:"client-certificate-data"`
 	KeyData  string `yaml:"client-key-data"`
+
+	Token     string `yaml:"token"`
+	TokenFile string `yaml:"tokenFile"`
+	Exec      any    `yaml:"exec"`
 }
 
 // parseKubeconfig returns the credential of the current context; that of the only
@@ -160,7 +169,7 @@ func parseKubeconfig(b []byte) user {
 func (p *Probe) lookAtCertificates(ctx context.Context, st *unit.State, look *probes.Look) {
 	c := &p.certs
 	if st.Fresh {
-		c.judge(time.Now())
+		c.judge(time.Now(), st.Running)
 		c.compareServed(ctx, p.own.serving(), st)
 	}
 	look.Findings = append(look.Findings, c.found...)
@@ -169,17 +178,18 @@ func (p *Probe) lookAtCertificates(ctx context.Context, st *unit.State, look *pr
 }
 
 // judge reads all certificates, those that stand still from memory.
-func (c *certs) judge(now time.Time) {
+func (c *certs) judge(now time.Time, running bool) {
 	c.found, c.why, c.left = nil, nil, nil
 	for _, p := range c.pairs {
 		cert, err := c.read(p)
 		switch {
 		case err != nil:
-			for _, r := range []string{CertificateExpiring, CertificateBroken, ServesOldCertificate} {
-				c.why = append(c.why, fmt.Sprintf("%s: %v", r, err))
-			}
+			c.why = append(c.why, notJudged(err, CertificateExpiring, CertificateBroken, ServesOldCertificate)...)
 			continue
 		case cert == nil:
+			if p.served && running {
+				c.why = append(c.why, fmt.Sprintf("%s: /%s is not there", ServesOldCertificate, p.cert))
+			}
 			continue
 		}
 		subject := "/" + p.cert

@@ -7,7 +7,9 @@ package kubelet
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -165,14 +167,28 @@ func (p *Probe) readFiles(st *unit.State) {
 	p.unread = nil
 	var err error
 	if p.own, err = p.settings(st.Run); err != nil {
-		for _, r := range []string{AlphaFeature, CertificateExpiring, CertificateBroken, ServesOldCertificate} {
-			p.unread = append(p.unread, fmt.Sprintf("%s: %v", r, err))
+		// Where the certificates are may be said in what cannot be read.
+		p.unread = notJudged(err, AlphaFeature, CertificateExpiring, CertificateBroken, ServesOldCertificate)
+		if errors.Is(err, fs.ErrNotExist) {
+			p.unread = append(p.unread, notJudged(err, ConfigNotLoaded)...)
 		}
-		p.gates = nil
+		p.gates, p.certs.pairs = nil, nil
 		return
 	}
 	var unsure []string
 	p.gates, unsure = alpha(p.own)
 	p.unread = append(p.unread, unsure...)
-	p.checker.Listen(p.certs.find(p.own)...)
+	listen, err := p.certs.find(p.own)
+	if err != nil {
+		p.unread = append(p.unread, notJudged(err, CertificateExpiring, CertificateBroken)...)
+	}
+	p.checker.Listen(listen...)
+}
+
+// notJudged says of reasons why they could not be judged.
+func notJudged(err error, reasons ...string) (list []string) {
+	for _, r := range reasons {
+		list = append(list, fmt.Sprintf("%s: %v", r, err))
+	}
+	return list
 }

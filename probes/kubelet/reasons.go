@@ -11,6 +11,7 @@ import (
 const (
 	NotRunning           = "Kubelet" + unit.NotRunning
 	CrashLooping         = "Kubelet" + unit.CrashLooping
+	ConfigNotLoaded      = "Kubelet" + unit.ConfigNotLoaded
 	Unhealthy            = "KubeletUnhealthy"
 	Hung                 = "KubeletHung"
 	SyncLoopStuck        = "KubeletSyncLoopStuck"

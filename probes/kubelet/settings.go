@@ -59,10 +59,7 @@ func (p *Probe) settings(r unit.Run) (settings, error) {
 	s := settings{args: arguments(r)}
 	for _, name := range p.configs(r) {
 		b, err := p.root.ReadFile(name)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue
-		case err != nil:
+		if err != nil {
 			return s, err
 		}
 		f, err := parseConfig(b)

@@ -18,6 +18,7 @@ import (
 type faulty struct {
 	host.Files
 	*recorded
+	tcp *web
 }
 
 // fails says how looking at a path fails: as its err/ entry says, or that of a

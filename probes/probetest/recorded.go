@@ -294,15 +294,16 @@ func (r *recorded) node(t *testing.T, at place) (n *host.Node, done func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	web := &web{pages: r.web.pages, certs: r.web.certs}
 	n = &host.Node{
-		Root:   &faulty{Files: files, recorded: r},
+		Root:   &faulty{Files: files, recorded: r, tcp: web},
 		Proc:   host.OpenProcesses(at.of("proc")).WithFaults(func(name string) error { return r.fails(path.Join("proc", name)) }),
 		Sysctl: &faultySysctls{sysctls, r},
 		Units:  host.NewSystemd(files),
 		Kernel: r.kernel,
 	}
 	n.CRI = host.NewCRI(n.Root, n.Proc)
-	return n, func() { files.Close(); sysctls.Close(); n.Units.Close(); n.CRI.Close(); r.web.close() }
+	return n, func() { files.Close(); sysctls.Close(); n.Units.Close(); n.CRI.Close(); web.close() }
 }
 
 // serve lets a stand-in answer for the recorded systemd, if there is one.

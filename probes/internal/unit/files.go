@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -11,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
@@ -175,7 +178,11 @@ func (c *Checker) newDropIn(u host.Unit) (string, error) {
 				continue
 			}
 			name := path.Join(folder, e.Name())
-			if i, err := c.files.Stat(name); err == nil && i.Mode().IsRegular() {
+			i, err := c.files.Stat(name)
+			switch {
+			case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ELOOP):
+				return "", err
+			case err == nil && i.Mode().IsRegular():
 				return "/" + name, nil
 			}
 		}

@@ -20,6 +20,7 @@ type Service struct {
 	heard   atomic.Bool
 	hearing atomic.Bool
 	at      time.Time // of the last answer; zero before the first
+	silent  time.Time // since when systemd does not answer; zero: it does
 	unit    host.Unit
 	main    *host.Process // nil: none, or it cannot be held
 	started time.Duration // of main, since boot
@@ -46,8 +47,8 @@ func NewService(units Units, procs Processes, names ...string) *Service {
 // Heard makes the next Ask a question.
 func (s *Service) Heard() { s.heard.Store(true) }
 
-// Ask returns what systemd says, or what it said less than a minute ago when it
-// does not answer. A unit that there is not is no error: its LoadState is
+// Ask returns what systemd says, or what it said last when it has not answered for
+// less than a minute. A unit that there is not is no error: its LoadState is
 // "not-found".
 func (s *Service) Ask(ctx context.Context) (host.Unit, error) {
 	if s.fresh() {
@@ -56,12 +57,15 @@ func (s *Service) Ask(ctx context.Context) (host.Unit, error) {
 	u, err := s.ask(ctx)
 	if err != nil {
 		s.heard.Store(true)
-		if age := time.Since(s.at); !s.at.IsZero() && age >= 0 && age < forgive {
+		if s.silent.IsZero() {
+			s.silent = time.Now()
+		}
+		if age := time.Since(s.silent); !s.at.IsZero() && age >= 0 && age < forgive {
 			return s.unit, nil
 		}
 		return host.Unit{}, err
 	}
-	s.unit, s.at = u, time.Now()
+	s.unit, s.at, s.silent = u, time.Now(), time.Time{}
 	s.hold(u.MainPID)
 	return u, nil
 }

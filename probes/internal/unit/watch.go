@@ -6,6 +6,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
@@ -92,30 +93,49 @@ func (s *Service) Watch(ctx context.Context, h probes.Hearer) error {
 	}}, s.names...)
 }
 
-// watchFiles listens to the unit's files, and anew when they are others.
+// watchFiles listens to the unit's files, and anew when they are others. That it
+// cannot (a node may be out of inotify instances) does not deafen the probe to the
+// unit: it counts as lost, and is tried again after a pause.
 func (c *Checker) watchFiles(ctx context.Context, h probes.Hearer) error {
-	for {
-		list := c.paths.get()
-		inner, cancel := context.WithCancel(ctx)
-		ended := make(chan error, 1)
-		if len(list) > 0 {
-			go func() { ended <- c.files.Watch(inner, ear{h, c.Refresh}, list...) }()
+	for pause := time.Second; ctx.Err() == nil; {
+		err := c.watchList(ctx, h)
+		if err == nil {
+			pause = time.Second
+			continue
 		}
+		h.Lost("files", 1)
 		select {
 		case <-ctx.Done():
-		case <-c.paths.more:
-		case err := <-ended:
-			cancel()
-			return err
+		case <-time.After(pause):
 		}
-		cancel()
-		if len(list) > 0 {
-			<-ended
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
+		pause = min(2*pause, time.Minute)
 	}
+	return nil
+}
+
+// watchList listens until ctx ends or the files are others.
+func (c *Checker) watchList(ctx context.Context, h probes.Hearer) error {
+	list := c.paths.get()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		if len(list) == 0 {
+			<-ctx.Done()
+			ended <- nil
+			return
+		}
+		ended <- c.files.Watch(ctx, ear{h, c.Refresh}, list...)
+	}()
+	select {
+	case <-ctx.Done():
+	case <-c.paths.more:
+	case err := <-ended:
+		return err
+	}
+	cancel()
+	<-ended
+	return nil
 }
 
 // ear does something before it passes on what is heard.
