@@ -39,11 +39,12 @@ var reasons = []probes.Reason{
 	},
 	{
 		Name: RuntimeNotReady, Severity: probes.Critical, Owner: probes.AKS, Hold: 5 * time.Second,
-		Meaning: "containerd's unit runs, and the runtime cannot be used: it says RuntimeReady=false, or nobody can reach it because its socket is gone or refuses.",
+		Meaning: "containerd's unit runs, and the runtime cannot be used: it says RuntimeReady=false, nobody can reach it because its socket is gone or refuses, or it serves no CRI (runtime.v1) because that plugin failed to load or is disabled.",
 		Breaks:  "No pod can be started or stopped. With its socket gone containerd still serves those who are connected: the node looks Ready until kubelet reconnects or restarts, and then is not.",
-		Confirm: "ls -l /run/containerd/containerd.sock; crictl info | head; ss -xl | grep containerd.sock",
-		Mend:    "systemctl restart containerd: it makes its socket anew, pods survive. Find out who removed it (a cleanup of /run, a second containerd).",
-		Links:   []string{"https://kubernetes.io/docs/setup/production-environment/container-runtimes/#containerd", "https://learn.microsoft.com/azure/aks/node-auto-repair"},
+		Confirm: "ls -l /run/containerd/containerd.sock; ss -xl | grep containerd.sock; crictl info | head; ctr plugins ls | grep cri",
+		Mend: "A socket that is gone: systemctl restart containerd makes it anew, pods survive; find out who removed it (a cleanup of /run, a second containerd). " +
+			"Without CRI: journalctl -u containerd -g io.containerd.grpc.v1.cri says why it did not load: disabled_plugins in config.toml, or no inotify instance is free (fs.inotify.max_user_instances).",
+		Links: []string{"https://kubernetes.io/docs/setup/production-environment/container-runtimes/#containerd", "https://learn.microsoft.com/azure/aks/node-auto-repair"},
 	},
 	{
 		Name: NetworkPluginNotReady, Severity: probes.Critical, Owner: probes.Both, Hold: 30 * time.Second,

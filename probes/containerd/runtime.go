@@ -59,11 +59,11 @@ func (p *Probe) lookAtRuntime(ctx context.Context, s *sight) error {
 		next = append(next, h)
 	}
 	if slices.ContainsFunc(found, func(f probes.Finding) bool {
-		return f.Reason == Hung || f.Reason == RuntimeNotReady && f.ID == noListener
+		return f.Reason == Hung || f.ID == noListener || f.ID == noPlugin
 	}) {
 		// It says nothing: what it said last stands beside.
 		for _, o := range p.last {
-			if !slices.ContainsFunc(next, func(h held) bool { return h.Reason == o.Reason }) && now.Sub(o.since) >= keepFrom && o.Reason != Hung && o.ID != noListener {
+			if !slices.ContainsFunc(next, func(h held) bool { return h.Reason == o.Reason }) && now.Sub(o.since) >= keepFrom && o.Reason != Hung && o.ID == "" {
 				next, found = append(next, o), append(found, o.Finding)
 			}
 		}
@@ -114,8 +114,12 @@ func (p *Probe) stillSettled(ctx context.Context, s *sight) bool {
 	return s.settled()
 }
 
-// noListener tells a runtime that cannot be reached from one that says that it is not ready.
-const noListener = "socket"
+// IDs that tell a runtime that cannot be reached, or lacks what kubelet asks for,
+// from one that says that it is not ready.
+const (
+	noListener = "socket"
+	noPlugin   = "plugin"
+)
 
 func (p *Probe) nobodyListens(ctx context.Context, blind bool) probes.Finding {
 	socket := p.cri.Socket(ctx)
@@ -146,6 +150,11 @@ func (p *Probe) askRuntime(ctx context.Context, s *sight) ([]probes.Finding, err
 			return hung, err
 		}
 		return []probes.Finding{p.storeHangs("a status")}, nil
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		f := p.finding(RuntimeNotReady, p.name, p.name+" runs without its CRI plugin: it failed to load, or is disabled")
+		f.ID = noPlugin
+		return []probes.Finding{f}, nil
 	}
 	if err != nil {
 		return nil, err

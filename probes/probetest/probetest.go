@@ -46,7 +46,7 @@
 //	cri/info/KEY        what it says beside them when it is asked to be verbose
 //	cri/sandboxes       ID NAMESPACE/NAME UID ready|notready [IP...|host], one a line
 //	cri/cgroup-driver   systemd or cgroupfs; without it the runtime is too old to know the call
-//	err/cri/CALL        a call, such as ListPodSandbox, fails
+//	err/cri/CALL        a call, such as ListPodSandbox, fails; or "not supported"
 //	clears              names of reasons that this case shows cleared
 //	memory              what the probe kept in an earlier process of this boot, KEY=VALUE lines
 //	http/ADDRESS/PATH   what a TCP service of the node answers: a status line ("200") and the body, or

@@ -174,10 +174,12 @@ func fault(text string) (error, error) {
 		return unix.EACCES, nil
 	case "input/output error":
 		return unix.EIO, nil
+	case "not supported":
+		return errors.ErrUnsupported, nil
 	case "timeout":
 		return fmt.Errorf("no answer for 2s: %w", os.ErrDeadlineExceeded), nil
 	}
-	return nil, fmt.Errorf("%q is not permission denied, input/output error or timeout", text)
+	return nil, fmt.Errorf("%q is not permission denied, input/output error, not supported or timeout", text)
 }
 
 // parseEntry reads a name with its attributes.

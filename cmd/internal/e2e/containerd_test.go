@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What cannot be had on a lab node.
+func init() {
+	for reason, why := range map[string]string{
+		"ContainerdStoreHung":    "nothing makes containerd 1.6.20 hold its store's lock at will",
+		"ContainerdSlow":         "the usual speed is known after five minutes, and the lab's noise is larger than any brake that can be put on containerd without hanging it",
+		"ContainerdCrashLooping": "it clears after five minutes; KubeletCrashLooping, which is the same code, is shown for real",
+	} {
+		fixtureOnly[reason] = why
+	}
+}
+
+const (
+	conflist       = "/etc/cni/net.d/10-lab.conflist"
+	criSocket      = "/run/containerd/containerd.sock"
+	criConfig      = "/etc/containerd/config.toml"
+	cniPlugins     = "/usr/lib/cni"
+	containerdUnit = "/usr/lib/systemd/system/containerd.service"
+	criDropIns     = "/run/systemd/system/containerd.service.d"
+	restartCRI     = "systemctl restart containerd"
+)
+
+// A daemon that is down is told within 5 s, one that hangs within 12 s.
+var containerdDown = []unitFault{
+	{name: "stopped", reason: "ContainerdNotRunning", text: "containerd.service does not run: it was stopped", within: 5 * time.Second,
+		breaks: "systemctl stop containerd", repairs: "systemctl start containerd"},
+	{name: "stopped by a signal", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
+		breaks: "kill -STOP $(pidof containerd)", repairs: "kill -CONT $(pidof containerd)"},
+	{name: "hangs and is restarted", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
+		breaks: "kill -STOP $(pidof containerd)", repairs: "kill -KILL $(pidof containerd)", clear: 20 * time.Second}, // RestartSec=5
+	{name: "CRI disabled", reason: "RuntimeNotReady", text: "without its CRI plugin", within: 5 * time.Second,
+		breaks:  "cp " + criConfig + " /root/; sed -i '1s/^/disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n/' " + criConfig + "; " + restartCRI,
+		repairs: "cp /root/config.toml " + criConfig + "; " + restartCRI},
+	{name: "socket removed", reason: "RuntimeNotReady", text: criSocket + " is gone", within: 5 * time.Second,
+		breaks: "rm " + criSocket, repairs: restartCRI},
+}
+
+// What is pending is told within its hold (1 s in the lab) and 3 s.
+var containerdPending = []unitFault{
+	{name: "configuration edited", reason: "ContainerdConfigNotLoaded", text: "sandbox_image", within: 4 * time.Second,
+		breaks: "cp " + criConfig + " /root/; sed -i 's/sandbox_image = .*/sandbox_image = \"localhost\\/other:1\"/' " + criConfig, repairs: "cp /root/config.toml " + criConfig},
+	{name: "configuration broken", reason: "ContainerdConfigNotLoaded", text: "will not start with it", within: 4 * time.Second,
+		breaks: "cp " + criConfig + " /root/; echo '[[' >>" + criConfig, repairs: "cp /root/config.toml " + criConfig},
+	{name: "configuration edited and loaded", reason: "ContainerdConfigNotLoaded", text: "max_container_log_line_size", within: 4 * time.Second,
+		breaks:  "sed -i 's/^  restrict_oom/  max_container_log_line_size = 17000\\n  restrict_oom/' " + criConfig,
+		repairs: restartCRI},
+	{name: "drop-in without a reload", reason: "ContainerdDaemonReloadNeeded", text: "containerd.service", within: 4 * time.Second,
+		breaks: "mkdir -p " + criDropIns + "; printf '[Service]\\nEnvironment=A=1\\n' >" + criDropIns + "/10-a.conf", repairs: "rm -r " + criDropIns},
+	{name: "unit file edited", reason: "ContainerdUnitChanged", text: "containerd.service", within: 4 * time.Second,
+		breaks: "cp " + containerdUnit + " /root/; echo 'Environment=B=1' >>" + containerdUnit, repairs: "cp /root/containerd.service " + containerdUnit + "; systemctl daemon-reload"},
+	{name: "program replaced", reason: "ContainerdBinaryReplaced", text: "/usr/bin/containerd was replaced", within: 4 * time.Second,
+		breaks: "cp /usr/bin/containerd /usr/bin/new; mv /usr/bin/new /usr/bin/containerd", repairs: restartCRI},
+}
+
+// A conflist that was taken away and put back is not loaded by containerd 1.6.20
+// until it is restarted.
+var containerdNetwork = []unitFault{
+	{name: "conflist removed", reason: "NetworkPluginNotReady", text: "no configuration in /etc/cni/net.d", within: 15 * time.Second,
+		breaks: "mv " + conflist + " /root/", repairs: "mv /root/10-lab.conflist " + conflist + "; " + restartCRI},
+	{name: "conflist put back and not loaded", reason: "NetworkPluginNotReady", text: "is in place and not loaded", within: 15 * time.Second,
+		breaks: "mv " + conflist + " /root/; sleep 0.3; mv /root/10-lab.conflist " + conflist, repairs: restartCRI},
+	{name: "conflist broken", reason: "NetworkPluginNotReady", text: "10-lab.conflist is not valid JSON", within: 15 * time.Second,
+		breaks: "cp " + conflist + " /root/; echo '{ broken' >" + conflist, repairs: "cp /root/10-lab.conflist " + conflist + "; " + restartCRI},
+	{name: "main plugin removed", reason: "CNIPluginMissing", text: "CNI plugin ptp of 10-lab.conflist is not in", within: 15 * time.Second,
+		breaks: "mv " + cniPlugins + "/ptp /root/", repairs: "mv /root/ptp " + cniPlugins},
+	{name: "IPAM plugin removed", reason: "CNIPluginMissing", text: "CNI plugin host-local of 10-lab.conflist is not in", within: 15 * time.Second,
+		breaks: "mv " + cniPlugins + "/host-local /root/", repairs: "mv /root/host-local " + cniPlugins},
+	{name: "main plugin not executable", reason: "CNIPluginMissing", text: "ptp of 10-lab.conflist is not executable", within: 15 * time.Second,
+		breaks: "chmod 644 " + cniPlugins + "/ptp", repairs: "chmod 755 " + cniPlugins + "/ptp"},
+	{name: "IPAM plugin not executable", reason: "CNIPluginMissing", text: "host-local of 10-lab.conflist is not executable", within: 15 * time.Second,
+		breaks: "chmod 644 " + cniPlugins + "/host-local", repairs: "chmod 755 " + cniPlugins + "/host-local"},
+	{name: "shim without a sandbox", reason: "OrphanShims", text: "shim of sandbox orphan", within: time.Minute, clear: 45 * time.Second,
+		breaks:  "ctr -n k8s.io run -d localhost/pause:1 orphan",
+		repairs: "ctr -n k8s.io tasks kill -s KILL orphan; sleep 1; ctr -n k8s.io containers delete orphan; true"},
+}
+
+func TestContainerd(t *testing.T) {
+	need(t)
+	for node, list := range map[string][]unitFault{"node0": containerdDown, "node1": containerdPending, "node2": containerdNetwork} {
+		t.Run(node, func(t *testing.T) {
+			t.Parallel()
+			for _, f := range list {
+				t.Run(f.name, func(t *testing.T) { f.on(t, node, "ContainerdDrift") })
+			}
+			switch node {
+			case "node0":
+				t.Run("died and restarted", func(t *testing.T) { containerdDied(t, node) })
+				t.Run("socket out of reach", func(t *testing.T) { containerdUnknown(t, node) })
+			case "node1":
+				t.Run("quiet", func(t *testing.T) { containerdQuiet(t, node) })
+			}
+		})
+	}
+}
+
+// on breaks a daemon, waits for the word, repairs it, and waits for the all-clear.
+func (f unitFault) on(t *testing.T, node, kind string) {
+	until(t, node, kind, time.Minute, isFalse)
+	refill(t, node)
+	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs) })
+	sh(t, node, f.breaks)
+	began := time.Now() // to stop a unit takes its time
+	c, _ := until(t, node, kind, f.within+10*time.Second, isTrue(f.reason, f.text))
+	raised := time.Since(began)
+	t.Logf("%s: %.1f s: %s %q", node, raised.Seconds(), c.Reason, c.Message)
+	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 || strings.Contains(c.Message, "more;") {
+		t.Errorf("the message does not say who acts, says more than one thing, or is longer than 160 bytes: %q", c.Message)
+	}
+	if raised > f.within {
+		t.Errorf("raised after %s, want at most %s", raised, f.within)
+	}
+	limit := max(f.clear, soonUnit)
+	sh(t, node, f.repairs)
+	began = time.Now()
+	until(t, node, kind, limit+10*time.Second, isFalse)
+	cleared := time.Since(began)
+	if cleared > limit {
+		t.Errorf("cleared after %s, want at most %s", cleared, limit)
+	}
+	record(f.reason, "condition", raised, cleared)
+	hasEvents(t, node, f.reason)
+}
+
+// containerdDied kills a containerd that systemd starts again: no state, but an Event.
+func containerdDied(t *testing.T, node string) {
+	before, _ := until(t, node, "ContainerdDrift", time.Minute, isFalse)
+	told, err := events(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	sh(t, node, "systemctl kill -s KILL --kill-who=main containerd")
+	for {
+		list, err := events(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := slices.IndexFunc(list, func(e event) bool { return e.Reason == "ContainerdDied" && !slices.Contains(told, e) }); i >= 0 {
+			t.Logf("%s: %.1f s: %q", node, time.Since(began).Seconds(), list[i].Message)
+			break
+		}
+		if time.Since(began) > 5*time.Second {
+			t.Fatal("no Event after 5 s")
+		}
+	}
+	record("ContainerdDied", "Event", time.Since(began), 0)
+	time.Sleep(12 * time.Second) // RestartSec=5
+	if now, _ := until(t, node, "ContainerdDrift", soonUnit, isFalse); !now.LastTransitionTime.Equal(before.LastTransitionTime) {
+		t.Error("one death that systemd mends is a transition")
+	}
+}
+
+// containerdUnknown closes the socket's folder to whoever has no capabilities:
+// containerd and kubelet go on, and we cannot look.
+func containerdUnknown(t *testing.T, node string) {
+	until(t, node, "ContainerdDrift", time.Minute, isFalse)
+	refill(t, node)
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "chmod", "711", "/run/containerd")
+	})
+	sh(t, node, "chmod 000 /run/containerd")
+	c, took := until(t, node, "ContainerdDrift", 30*time.Second, func(c condition) bool { return c.Status != "False" })
+	t.Logf("%s: %.1f s: %s %s %q", node, took.Seconds(), c.Status, c.Reason, c.Message)
+	if c.Status != "Unknown" || c.Reason != "PermissionDenied" {
+		t.Errorf("%s %s, want Unknown PermissionDenied", c.Status, c.Reason)
+	}
+	sh(t, node, "chmod 711 /run/containerd")
+	_, cleared := until(t, node, "ContainerdDrift", 30*time.Second, isFalse)
+	t.Logf("%s: False again after %.1f s", node, cleared.Seconds())
+}
+
+// containerdQuiet does what is lawful: not one transition.
+func containerdQuiet(t *testing.T, node string) {
+	before, _ := until(t, node, "ContainerdDrift", time.Minute, isFalse)
+	time.Sleep(2 * time.Second)
+	told, err := events(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A restart in the middle of a pod's end leaves a shim behind for good (seen with
+	// 1.6.20), which is no false alarm: pods churn between restarts.
+	pods := 0
+	for range 5 {
+		pods += churn(t, node, pods, 6)
+		sh(t, node, restartCRI)
+		time.Sleep(3 * time.Second)
+	}
+	sh(t, node, "touch "+criConfig+" "+conflist)
+	for began := time.Now(); time.Since(began) < 45*time.Second; { // a list of sandboxes and its second
+		pods += churn(t, node, pods, 6)
+	}
+	t.Logf("%s: %d pods came and went", node, pods)
+	after, _ := until(t, node, "ContainerdDrift", soonUnit, isFalse)
+	if !after.LastTransitionTime.Equal(before.LastTransitionTime) {
+		t.Errorf("a transition at %s", after.LastTransitionTime)
+	}
+	now, err := events(t.Context(), node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range now {
+		if (strings.HasPrefix(e.Reason, "Containerd") || e.Reason == "OrphanShims") && !slices.Contains(told, e) {
+			t.Errorf("an Event: %s %q", e.Reason, e.Message)
+		}
+	}
+}
+
+// churn makes some pods, takes each away as soon as it was started, and waits until
+// the node has none of them.
+func churn(t *testing.T, node string, first, n int) int {
+	t.Helper()
+	for i := first; i < first+n; i++ {
+		pod := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "churn-%d", "namespace": "default"}, "spec": {"nodeName": %q, "terminationGracePeriodSeconds": 0,
+		  "containers": [{"name": "c", "image": "localhost/pause:1", "imagePullPolicy": "Never"}]}}`, i, node)
+		if out, err := testLab.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	for i := first; i < first+n; i++ {
+		if out, err := testLab.Kubectl(t.Context(), nil, "delete", "pod", fmt.Sprint("churn-", i), "--timeout=60s"); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	for began := time.Now(); strings.TrimSpace(sh(t, node, "pgrep -cf 'containerd-shim-runc-v[2]' || true")) != "1" && time.Since(began) < 20*time.Second; { // our own pod's
+		time.Sleep(200 * time.Millisecond)
+	}
+	return n
+}
