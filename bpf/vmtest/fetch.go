@@ -46,7 +46,7 @@ func fetch(ctx context.Context, cache, version string) (string, error) {
 	names := slices.DeleteFunc(strings.Fields(string(out)), func(n string) bool { return !k.name.MatchString(n) })
 	slices.SortFunc(names, func(a, b string) int { return slices.Compare(numbers(b), numbers(a)) })
 	errs := []error{fmt.Errorf("no kernel %s in %s", version, k.suite)}
-	for _, name := range names[:min(len(names), 3)] { // old ones vanish from the pool before they do from the list
+	for _, name := range names { // old ones vanish from the pool before they do from the list
 		if err := a.unpack(ctx, name, dir); err != nil {
 			errs = append(errs, err)
 			continue
