@@ -324,7 +324,7 @@ func (c *Checker) compareStarted(s *State, unitFiles []file) error {
 func (k *files) begin(s *State, list []file, asked func(Run) (same, known bool)) {
 	before := k.started
 	k.started, k.run, k.exec = map[string]string{}, s.Unit.InvocationID, ""
-	fresh := s.Since > 0 && s.Since < freshRun
+	fresh := s.Main != nil && s.Since < freshRun
 	var strange []string
 	for _, f := range list {
 		k.started[f.name] = f.sum
@@ -364,15 +364,19 @@ func (c *Checker) compareLoaded(s *State, list, unitFiles []file) {
 			Message: fmt.Sprintf("/%s is not what %s started with", p, name)})
 	}
 	there := map[string]bool{}
+	var strange []string
 	for _, f := range list {
 		there[f.name] = true
 		switch sum, ok := loaded[f.name]; {
 		case s.Unit.NeedDaemonReload && isUnit(f.name):
 		case sum == unknown:
-			c.fileNotJudged = append(c.fileNotJudged, fmt.Sprintf("%s: /%s was changed after the start and before it was first looked at", c.reason(ConfigNotLoaded), f.name))
+			strange = append(strange, "/"+f.name)
 		case !ok || sum != f.sum:
 			differs(f.name)
 		}
+	}
+	if len(strange) > 0 {
+		c.fileNotJudged = append(c.fileNotJudged, fmt.Sprintf("%s: %s was changed after the start and before it was first looked at", c.reason(ConfigNotLoaded), strings.Join(strange, ", ")))
 	}
 	for p, sum := range loaded {
 		if !there[p] && sum != unknown && !(s.Unit.NeedDaemonReload && isUnit(p)) {

@@ -71,7 +71,7 @@ type Run struct {
 	Args []string
 	// Env is what the environment files say, by name, later ones first seen last.
 	Env map[string]string
-	// Since is how long the main process has run; 0 when none does.
+	// Since is how long the main process has run; 0 when there is no Main.
 	Since time.Duration
 	// Start is when it started, on the present wall clock.
 	Start time.Time
@@ -192,8 +192,9 @@ func (c *Checker) fillRun(s *State) {
 	s.Running = active(s.Unit) && s.Unit.MainPID != 0 && c.service.alive()
 	if s.Running {
 		s.Main = c.service.main
+		s.Start = s.Unit.ExecMainStartTimestamp
 	}
-	s.Args, s.Since, s.Start = c.service.args, 0, time.Time{}
+	s.Args = c.service.args
 	if s.Running && c.service.started > 0 {
 		if up, err := c.procs.Uptime(); err == nil && up >= c.service.started {
 			s.Since = up - c.service.started
