@@ -10,7 +10,7 @@ BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags grpcnotrace
 BUILDAH  = buildah --storage-driver vfs
 SOURCES  = $(shell find cmd agent probes bpf -name '*.go' -o -name '*.yaml' -o -name '*.tsv' -o -name '*.o' 2>/dev/null) go.mod go.sum
 
-.PHONY: run build modules deps test lint generate image e2e bench
+.PHONY: run build modules deps test lint generate image e2e bench vmtest
 
 run: build # look at this node; what it finds is no failure of make
 	@bin/nodedrift check -o wide; code=$$?; test $$code -le 2
@@ -62,3 +62,8 @@ e2e: image # on a lab of real Kubernetes nodes; needs root
 bench: modules image # ratios against naive twins, and the agent's own footprint in the lab
 	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/...
 	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e
+
+KERNELS ?= 5.10 6.1 6.12 newest
+vmtest: modules # the BPF programs on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
+	CGO_ENABLED=0 $(GO) build -o bin/vmtest ./bpf/vmtest
+	@for k in $(KERNELS); do CGO_ENABLED=0 $(GO) test -count=1 -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./bpf || exit 1; done
