@@ -157,3 +157,23 @@ func BenchmarkList(b *testing.B) {
 	}
 	b.ReportMetric(float64((cpu(b)-began).Microseconds())/float64(n), "cpu-us/op")
 }
+
+// TestAllocations holds what the looks at a node of 250 pods allocate, grpc's part
+// included: about 160 and 2000.
+func TestAllocations(t *testing.T) {
+	p, _ := big(t)
+	look(t, p)
+	light := testing.AllocsPerRun(20, func() {
+		p.store.at = time.Now()
+		look(t, p)
+	})
+	heavy := testing.AllocsPerRun(5, func() {
+		p.store.at, p.cniAt = time.Time{}, time.Time{}
+		p.unit.Refresh()
+		look(t, p)
+	})
+	t.Logf("a light look allocates %.0f times, a heavy one %.0f times", light, heavy)
+	if light > 300 || heavy > 4000 {
+		t.Errorf("a light look allocates %.0f times, a heavy one %.0f times; want at most 300 and 4000", light, heavy)
+	}
+}

@@ -72,12 +72,11 @@ type CRI struct {
 
 // criLink is one connection.
 type criLink struct {
-	conn    *grpc.ClientConn
-	client  cri.RuntimeServiceClient
-	socket  string
-	dev     uint64
-	ino     uint64
-	retired bool
+	conn     *grpc.ClientConn
+	client   cri.RuntimeServiceClient
+	codec    grpc.CallOption // of lists of sandboxes
+	socket   string
+	dev, ino uint64 // the socket's
 }
 
 // NewCRI returns the container runtime of a node.
@@ -99,7 +98,6 @@ func (c *CRI) Close() error {
 // hangUp ends the connection; calls still under way end with it.
 func (c *CRI) hangUp() {
 	if c.link != nil {
-		c.link.retired = true
 		c.link.conn.Close()
 		c.link = nil
 	}
@@ -114,8 +112,8 @@ type RuntimeVersion struct {
 // Version asks who the runtime is. The answer touches no state: it proves that
 // somebody answers, and no more.
 func (c *CRI) Version(ctx context.Context) (RuntimeVersion, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.VersionResponse, error) {
-		return r.Version(ctx, &cri.VersionRequest{})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.VersionResponse, error) {
+		return l.client.Version(ctx, &cri.VersionRequest{})
 	})
 	if err != nil {
 		return RuntimeVersion{}, fmt.Errorf("ask the runtime for its version: %w", err)
@@ -141,8 +139,8 @@ type RuntimeCondition struct {
 // Status asks whether the runtime and its network are ready. With verbose, Info
 // is filled.
 func (c *CRI) Status(ctx context.Context, verbose bool) (RuntimeStatus, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.StatusResponse, error) {
-		return r.Status(ctx, &cri.StatusRequest{Verbose: verbose})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.StatusResponse, error) {
+		return l.client.Status(ctx, &cri.StatusRequest{Verbose: verbose})
 	})
 	if err != nil {
 		return RuntimeStatus{}, fmt.Errorf("ask the runtime for its status: %w", err)
@@ -161,8 +159,8 @@ func (c *CRI) Status(ctx context.Context, verbose bool) (RuntimeStatus, error) {
 // "cgroupfs". Runtimes before containerd 2.0 do not know the question: that is
 // an [errors.ErrUnsupported].
 func (c *CRI) CgroupDriver(ctx context.Context) (string, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.RuntimeConfigResponse, error) {
-		return r.RuntimeConfig(ctx, &cri.RuntimeConfigRequest{})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.RuntimeConfigResponse, error) {
+		return l.client.RuntimeConfig(ctx, &cri.RuntimeConfigRequest{})
 	})
 	if err != nil {
 		return "", fmt.Errorf("ask the runtime for its cgroup driver: %w", err)
@@ -178,7 +176,7 @@ func (c *CRI) CgroupDriver(ctx context.Context) (string, error) {
 
 // criCall makes a call within its deadline. When it turns out that the kept
 // connection has ended, the call is made again over a new one.
-func criCall[T any](ctx context.Context, c *CRI, ask func(context.Context, cri.RuntimeServiceClient) (T, error)) (T, error) {
+func criCall[T any](ctx context.Context, c *CRI, ask func(context.Context, *criLink) (T, error)) (T, error) {
 	var zero T
 	if c == nil {
 		return zero, errors.New("no container runtime")
@@ -190,7 +188,7 @@ func criCall[T any](ctx context.Context, c *CRI, ask func(context.Context, cri.R
 		if err != nil {
 			return zero, err
 		}
-		v, err := ask(ctx, link.client)
+		v, err := ask(ctx, link)
 		if err == nil {
 			return v, nil
 		}
@@ -302,7 +300,7 @@ func (c *CRI) dial(ctx context.Context, name string) (*criLink, error) {
 		first.Close()
 		return nil, fmt.Errorf("connect to /%s: %w", name, err)
 	}
-	return &criLink{conn: conn, client: cri.NewRuntimeServiceClient(conn), socket: name}, nil
+	return &criLink{conn: conn, client: cri.NewRuntimeServiceClient(conn), codec: grpc.ForceCodecV2(newSandboxCodec()), socket: name}, nil
 }
 
 // readsOnly lets the calls of criReads through and no others.

@@ -40,22 +40,11 @@ func (s *Sandbox) settled() bool { return s.Known && (!s.Ready || s.HostNetwork 
 // Sandboxes lists all sandboxes, sorted by id, dead ones included. What the
 // runtime told of each before ([CRI.SandboxDetails]) is filled in; nothing more is asked.
 func (c *CRI) Sandboxes(ctx context.Context) ([]Sandbox, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.ListPodSandboxResponse, error) {
-		return r.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	all, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (list []Sandbox, err error) {
+		return list, l.conn.Invoke(ctx, cri.RuntimeService_ListPodSandbox_FullMethodName, &cri.ListPodSandboxRequest{}, &list, l.codec)
 	})
-	if err == nil && len(r.Items) > maxSandboxes {
-		err = fmt.Errorf("more than %d of them: %w", maxSandboxes, ErrTooLarge)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("list sandboxes: %w", err)
-	}
-	all := make([]Sandbox, 0, len(r.Items))
-	for _, s := range r.Items {
-		m := s.GetMetadata()
-		all = append(all, Sandbox{
-			ID: clip(s.GetId()), Namespace: clip(m.GetNamespace()), Name: clip(m.GetName()), UID: clip(m.GetUid()), Attempt: m.GetAttempt(),
-			Ready: s.GetState() == cri.PodSandboxState_SANDBOX_READY, Created: time.Unix(0, s.GetCreatedAt()),
-		})
 	}
 	slices.SortFunc(all, func(a, b Sandbox) int { return cmp.Compare(a.ID, b.ID) })
 	all = slices.CompactFunc(all, func(a, b Sandbox) bool { return a.ID == b.ID })
@@ -126,8 +115,8 @@ func (c *CRI) LastSandboxes() map[string]Sandbox {
 
 // detail asks for the status of one sandbox.
 func (c *CRI) detail(ctx context.Context, s *Sandbox) error {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.PodSandboxStatusResponse, error) {
-		return r.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: s.ID, Verbose: true})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.PodSandboxStatusResponse, error) {
+		return l.client.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: s.ID, Verbose: true})
 	})
 	if err != nil {
 		return fmt.Errorf("ask for sandbox %s: %w", s.ID, err)
@@ -190,8 +179,8 @@ type Container struct {
 
 // Containers lists all containers, dead ones included.
 func (c *CRI) Containers(ctx context.Context) ([]Container, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.ListContainersResponse, error) {
-		return r.ListContainers(ctx, &cri.ListContainersRequest{})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.ListContainersResponse, error) {
+		return l.client.ListContainers(ctx, &cri.ListContainersRequest{})
 	})
 	if err == nil && len(r.Containers) > 4*maxSandboxes {
 		err = fmt.Errorf("more than %d of them: %w", 4*maxSandboxes, ErrTooLarge)
@@ -217,8 +206,8 @@ type Exit struct {
 
 // ContainerExit asks how a container ended last; the zero Exit while it runs.
 func (c *CRI) ContainerExit(ctx context.Context, id string) (Exit, error) {
-	r, err := criCall(ctx, c, func(ctx context.Context, r cri.RuntimeServiceClient) (*cri.ContainerStatusResponse, error) {
-		return r.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
+	r, err := criCall(ctx, c, func(ctx context.Context, l *criLink) (*cri.ContainerStatusResponse, error) {
+		return l.client.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
 	})
 	if err != nil {
 		return Exit{}, fmt.Errorf("ask for container %s: %w", id, err)

@@ -39,7 +39,7 @@ var containerdDown = []unitFault{
 	{name: "hangs and is restarted", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
 		breaks: "kill -STOP $(pidof containerd)", repairs: "kill -KILL $(pidof containerd)", clear: 20 * time.Second}, // RestartSec=5
 	{name: "CRI disabled", reason: "RuntimeNotReady", text: "without its CRI plugin", within: 5 * time.Second,
-		breaks:  "cp " + criConfig + " /root/; sed -i '1s/^/disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n/' " + criConfig + "; " + restartCRI,
+		breaks:  "cp " + criConfig + " /root/; sed -i '1s/^/disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\\n/' " + criConfig + "; " + restartCRI,
 		repairs: "cp /root/config.toml " + criConfig + "; " + restartCRI},
 	{name: "socket removed", reason: "RuntimeNotReady", text: criSocket + " is gone", within: 5 * time.Second,
 		breaks: "rm " + criSocket, repairs: restartCRI},
