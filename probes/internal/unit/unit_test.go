@@ -477,12 +477,18 @@ func TestWatchFilesAnew(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	moved := make(chan struct{}, 1)
 	ended := make(chan error, 1)
-	go func() { ended <- b.Watch(ctx, &told{moved: moved}) }()
+	ear := &told{moved: moved}
+	go func() { ended <- b.Watch(ctx, ear) }()
 	hears := func(what string) {
 		t.Helper()
 		select {
 		case <-moved:
 		case <-time.After(5 * time.Second):
+			ear.mu.Lock()
+			defer ear.mu.Unlock()
+			if ear.lost > 0 {
+				t.Skip("this machine has no inotify instance left")
+			}
 			t.Fatalf("nothing heard of %s", what)
 		}
 	}
