@@ -58,6 +58,10 @@ type Probe struct {
 	names    map[string]string
 	follows  following
 
+	answered   []probes.Finding // what chronyd's last answer made
+	answeredAt time.Time
+	sourceless bool // NoTimeSource was among it
+
 	others      []probes.Finding // time daemons, as of the last time they were asked for
 	othersUnask string           // why that is not known
 	asked       time.Time
@@ -198,14 +202,17 @@ func (p *Probe) process(context.Context) bool {
 var fromAnswers = []string{Hung, NoTimeSource, ClockOffset, TimeSourceNotDeclared}
 
 // unanswered decides what it means that chronyd gave no answer. An error is that
-// nobody knows.
+// nobody knows. A restart takes seconds, in which its last answer stands.
 func (p *Probe) unanswered(st *unit.State, look *probes.Look, err error) error {
 	not := func(why string, reasons []string) {
 		for _, r := range reasons {
 			look.NotJudged = append(look.NotJudged, r+": "+why)
 		}
 	}
+	restarts := st.Unit.ActiveState != "" && !st.Running || refused(err) && st.Running && st.Since < justStarted
 	switch {
+	case restarts && len(p.answered) > 0 && time.Since(p.answeredAt).Abs() < justStarted:
+		look.Findings = append(look.Findings, p.answered...)
 	case st.Unit.ActiveState != "" && !st.Running:
 		not("chronyd does not run", fromAnswers)
 	case refused(err) && p.unread == nil && p.settings.cmdport == 0:
@@ -227,15 +234,20 @@ func (p *Probe) unanswered(st *unit.State, look *probes.Look, err error) error {
 func (p *Probe) judge(st *unit.State, r *report, look *probes.Look) {
 	now := time.Now()
 	p.follows.look(r, now)
+	others := len(look.Findings)
+	defer func() { p.answered, p.answeredAt = slices.Clone(look.Findings[others:]), now }()
 	not := func(reason, why string) { look.NotJudged = append(look.NotJudged, reason+": "+why) }
 	why := p.follows.noSource(r, now)
 	switch {
 	case p.thawing(r):
 		not(NoTimeSource, "the node has just stood still")
 		not(ClockOffset, "the node has just stood still")
-	case why != "" && young(st):
+	case why != "" && young(st) && !p.sourceless:
 		not(NoTimeSource, "chronyd has just been started")
-	case why != "":
+	case why == "":
+		p.sourceless = false
+	default:
+		p.sourceless = true
 		look.Findings = append(look.Findings, probes.Finding{Reason: NoTimeSource, Subject: "chronyd", Message: why})
 	}
 	if f, ok := offset(r); ok && !p.thawing(r) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/internal/unit"
 )
 
 // Data of replies recorded on 2026-11-21 from chronyd 4.3 (-x) of a lab node.
@@ -290,5 +291,42 @@ func TestWatchClockEnds(t *testing.T) {
 func TestReadKernel(t *testing.T) {
 	if k, err := readKernel(); err != nil || k.maxError < 0 {
 		t.Errorf("%+v %v", k, err)
+	}
+}
+
+// While chronyd is restarted its last answer stands, and is taken back by the next.
+func TestRestart(t *testing.T) {
+	text := "tracking correction=0.2\nsource 10.240.0.1"
+	p := &Probe{names: map[string]string{}, settings: settings{cmdport: 323}}
+	p.dial = func(context.Context, string) (net.Conn, error) { return &conn{d: parseStandIn(t, text)}, nil }
+	look := func(st *unit.State) (l probes.Look) {
+		if r, err := ask(t.Context(), p.dial, "", p.names); err != nil {
+			if err = p.unanswered(st, &l, err); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			p.judge(st, r, &l)
+		}
+		return l
+	}
+	down := unit.State{Run: unit.Run{Unit: host.Unit{ActiveState: "inactive"}}}
+	fresh := unit.State{Run: unit.Run{Unit: host.Unit{ActiveState: "active"}, Since: time.Second}, Running: true}
+	if l := look(&unitState); len(l.Findings) != 1 || l.Findings[0].Reason != ClockOffset {
+		t.Fatalf("%+v", l)
+	}
+	text = "refused"
+	for _, st := range []*unit.State{&down, &fresh} {
+		if l := look(st); len(l.Findings) != 1 || len(l.NotJudged) != 0 {
+			t.Errorf("in a restart: %+v", l)
+		}
+	}
+	text = "source 10.240.0.1"
+	if l := look(&fresh); len(l.Findings) != 0 {
+		t.Errorf("after it: %+v", l)
+	}
+	p.answeredAt = time.Time{}
+	text = "refused"
+	if l := look(&down); len(l.Findings) != 0 || len(l.NotJudged) != len(fromAnswers) {
+		t.Errorf("long down: %+v", l)
 	}
 }
