@@ -6,6 +6,7 @@ import (
 	"github.com/nodedrift/nodedrift/bpf"
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/azurecni"
+	"github.com/nodedrift/nodedrift/probes/chrony"
 	"github.com/nodedrift/nodedrift/probes/containerd"
 	"github.com/nodedrift/nodedrift/probes/host"
 	"github.com/nodedrift/nodedrift/probes/kubelet"
@@ -20,6 +21,7 @@ func list(cfg *config, node *host.Node, trace *bpf.Tracer) []probes.Probe {
 		reboot.New(node.Root, node.Proc, node.Kernel, section[reboot.Config](cfg, "reboot")),
 		kubelet.New(node.Root, node.Proc, node.Units, section[kubelet.Config](cfg, "kubelet")),
 		containerd.New(node.Root, node.Proc, node.Units, node.CRI, section[containerd.Config](cfg, "containerd")),
+		chrony.New(node.Root, node.Proc, node.Units, section[chrony.Config](cfg, "chrony")),
 		azurecni.New(node.Root, node.CRI, section[azurecni.Config](cfg, "azurecni")),
 		occurrences(cfg, trace),
 	}
