@@ -428,11 +428,25 @@ func (t *Tracer) mind(ctx context.Context) {
 			if s := t.state(censusDetector); s.d.Load() != nil && now.Sub(counted) >= censusEvery {
 				counted = now
 				t.census(s)
+				t.tryAgain(ctx)
 			}
 			if t.klog != nil && now.Sub(logged) >= logEvery {
 				logged = now
 				t.fallBack()
 			}
+		}
+	}
+}
+
+// tryAgain tries those that are attached and were not heard: the node may have
+// been too busy.
+func (t *Tracer) tryAgain(ctx context.Context) {
+	for _, s := range t.states {
+		s.mu.Lock()
+		silent := !s.active && s.name != censusDetector && s.d.Load() != nil
+		s.mu.Unlock()
+		if silent && s.try(ctx, t) == nil {
+			s.set(true, "")
 		}
 	}
 }
