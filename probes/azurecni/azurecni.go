@@ -56,6 +56,8 @@ type netstack interface {
 	lookup(ip netip.Addr) (route, error)
 	neighLimits() (neighLimits, error)
 	counters() counters
+	podGateways(pods []pod) map[string]podGateway
+	ebtables() *bridgeRules
 }
 
 const (
@@ -225,10 +227,10 @@ func (p *Probe) judge(at time.Time) (probes.Look, error) {
 		p.lookups[ip] = lookup{r, err}
 	}
 	if p.config.PodGateway && v.mode == transparent && v.unknown == "" {
-		v.gateways = readPodGateways(v.pods)
+		v.gateways = p.kernel.podGateways(v.pods)
 	}
 	if p.config.Ebtables && v.mode&anyBridge != 0 {
-		v.rules = readBridgeRules()
+		v.rules = p.kernel.ebtables()
 	}
 	found, notJudged := v.judge()
 	v.remember(found)

@@ -31,8 +31,8 @@ const (
 	ruleTable, ruleChain, ruleExpression = 1, 2, 4   // NFTA_RULE_*
 )
 
-// readBridgeRules reads them. It needs NET_ADMIN.
-func readBridgeRules() *bridgeRules {
+// ebtables implements [netstack]. It needs NET_ADMIN.
+func (*kernel) ebtables() *bridgeRules {
 	c := newConn()
 	c.proto = unix.NETLINK_NETFILTER
 	defer c.close()

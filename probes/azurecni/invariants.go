@@ -25,6 +25,7 @@ const (
 	nothing  need = iota
 	thePods       // which pods should work
 	podNetNS      // probes.azurecni.podGateway
+	aLease        // the uplink's, of DHCP
 	ebtables      // probes.azurecni.ebtables
 )
 
@@ -91,7 +92,7 @@ var invariants = []invariant{
 
 	// Beyond the invariants: what bridge mode is known to suffer from (issue 5).
 	{"B-CONNTRACK", anyBridge, ConntrackDrops, warning, 2 * m, nothing, (*view).conntrack},
-	{"B-DNS", anyBridge, DNSServersTruncated, warning, 5 * m, nothing, (*view).dnsServers},
+	{"B-DNS", anyBridge, DNSServersTruncated, warning, 5 * m, aLease, (*view).dnsServers},
 }
 
 // routed are the invariants that a restart of systemd-networkd breaks for a
@@ -146,7 +147,14 @@ func (v *view) lacks(n need) string {
 		if !v.config.PodGateway {
 			return off
 		}
+		if v.unknown == "" && len(v.pods) > 0 && len(v.gateways) == 0 {
+			return "nobody tells the pods' network namespaces"
+		}
 		return v.unknown
+	case aLease:
+		if v.counters.leaseErr != nil {
+			return v.counters.leaseErr.Error()
+		}
 	case ebtables:
 		if !v.config.Ebtables {
 			return off

@@ -25,9 +25,9 @@ type podGateway struct {
 // hostRoots are where the node's root may be mounted for the agent.
 var hostRoots = []string{"", "/host", "/proc/1/root"}
 
-// readPodGateways enters each pod's network namespace in a thread that is thrown
-// away. It needs SYS_ADMIN.
-func readPodGateways(pods []pod) map[string]podGateway {
+// podGateways implements [netstack]: it enters each pod's network namespace in a
+// thread that is thrown away. It needs SYS_ADMIN.
+func (*kernel) podGateways(pods []pod) map[string]podGateway {
 	found := make(map[string]podGateway, len(pods))
 	done := make(chan struct{})
 	go func() {

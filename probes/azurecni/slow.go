@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -53,6 +55,7 @@ type counters struct {
 	known           bool // conntrack told
 	conntrackRising bool
 	leaseDNS        []string // the uplink's DNS servers as DHCP gave them
+	leaseErr        error    // why they could not be read
 }
 
 // counters implements [netstack]. What is not there counts nothing.
@@ -111,17 +114,18 @@ func parseConntrack(b []byte) (insertFailed, drop uint64, ok bool) {
 	return insertFailed, drop, ok
 }
 
-// readLease reads the DNS servers of the uplinks' leases (systemd-networkd's
-// /run/systemd/netif/leases/IFINDEX).
+// readLease reads the DNS servers of the uplink's lease (systemd-networkd's
+// /run/systemd/netif/leases/IFINDEX). Without networkd there is none.
 func (c *counters) readLease(root tree) {
 	const folder = "run/systemd/netif/leases"
 	entries, err := root.ReadDir(folder)
-	if err != nil {
-		return
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.leaseErr = err
 	}
 	for _, e := range entries {
 		b, err := root.ReadFile(folder + "/" + e.Name())
 		if err != nil {
+			c.leaseErr = err
 			continue
 		}
 		for line := range strings.Lines(string(b)) {

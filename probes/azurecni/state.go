@@ -1,6 +1,7 @@
 package azurecni
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/base64"
 	"encoding/json"
@@ -226,7 +227,7 @@ func parseCNS(content []byte) (s state) {
 // unmarshal decodes a file whole, or calls it broken.
 func (s *state) unmarshal(content []byte, into any) {
 	switch err := json.Unmarshal(content, into); {
-	case len(content) == 0:
+	case len(bytes.TrimSpace(content)) == 0:
 		s.broken = true
 		s.flawed("it is empty")
 	case err != nil:
