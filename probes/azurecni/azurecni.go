@@ -123,6 +123,9 @@ func (*Probe) Spec() probes.Spec {
 // returns the same Look.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	at := time.Now()
+	if len(p.look.Findings) > 0 && at.Sub(p.readAt) >= pause {
+		p.stale.Store(true) // a pod that went since is not missed
+	}
 	moved, err := p.expect(ctx, at)
 	if err != nil {
 		return p.forget(err)
@@ -185,6 +188,9 @@ func (p *Probe) expectPods(ctx context.Context) (*expectation, error) {
 		return nil, fmt.Errorf("ask the runtime for the pods: %w", err)
 	}
 	e := expectSandboxes(sandboxes, &p.files.state)
+	if waiting, err := p.root.ReadDir(queued); err == nil && len(waiting) > 0 {
+		e.extra = nil // their release waits for azure-cns
+	}
 	if p.config.CNS != "" {
 		if err := e.addCNS(ctx, p.config.CNS); err != nil {
 			return nil, err

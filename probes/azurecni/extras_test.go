@@ -193,6 +193,20 @@ func TestSandboxes(t *testing.T) {
 	if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"N-STATE"}) {
 		t.Errorf("a leaked endpoint: found %v", roots)
 	}
+	l.file(queued+"/0123", "")
+	if found := l.again(p); len(found) > 0 {
+		t.Errorf("a release that waits: found %+v", found)
+	}
+	// A pod that went right after the runtime was asked: the next look asks again.
+	l.must(l.node.RouteDel(l.route(&l.pods[0])))
+	if look, err := p.Check(t.Context()); err != nil || len(look.Findings) != 1 {
+		t.Errorf("a pod that just went: %+v, %v", look, err)
+	}
+	r.list[0].Ready = false
+	p.readAt = p.readAt.Add(-pause)
+	if look, err := p.Check(t.Context()); err != nil || len(look.Findings) > 0 {
+		t.Errorf("a pod that went: %+v, %v", look, err)
+	}
 	r.err = errors.New("nobody listens")
 	p.stale.Store(true)
 	if look, err := p.Check(t.Context()); err == nil || len(look.Findings) > 0 {
