@@ -99,7 +99,6 @@ type Probe struct {
 type files struct {
 	conf  conflist
 	state state
-	err   error
 }
 
 // New returns a probe of the network namespace that the agent is in.

@@ -1,6 +1,7 @@
 package azurecni
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -29,7 +30,7 @@ func (l *lab) naive() (n int) {
 // full takes a look that judges everything anew.
 func full(p *Probe) {
 	p.err = errInterrupted
-	_, _ = p.Check(nil)
+	_, _ = p.Check(context.Background())
 }
 
 func cpu() time.Duration {

@@ -62,12 +62,11 @@ const baseRules = "rule 0 table 255\nrule 32766 table 254\nrule 32767 table 253\
 
 // recorded is a kernel of text.
 type recorded struct {
-	root   host.Files
-	s      snapshot
-	set    map[string]int
-	gws    map[string]podGateway
-	ebt    bridgeRules
-	broken error
+	root host.Files
+	s    snapshot
+	set  map[string]int
+	gws  map[string]podGateway
+	ebt  bridgeRules
 }
 
 func (r *recorded) read() error {
