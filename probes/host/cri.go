@@ -294,7 +294,7 @@ func (c *CRI) dial(ctx context.Context, name string) (*criLink, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxCRIMessage)),
 		grpc.WithUnaryInterceptor(readsOnly),
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithDisableHealthCheck(), grpc.WithIdleTimeout(0),
-		grpc.WithSharedWriteBuffer(true), grpc.WithReadBufferSize(16<<10), grpc.WithWriteBufferSize(4<<10),
+		grpc.WithReadBufferSize(16<<10), grpc.WithWriteBufferSize(4<<10),
 	)
 	if err != nil {
 		first.Close()
