@@ -22,7 +22,7 @@ func dialUDP(ctx context.Context, address string) (net.Conn, error) {
 }
 
 const (
-	answerWithin = 500 * time.Millisecond // of one question; a look has a second
+	answerWithin = 400 * time.Millisecond // of all questions; a look has a second, of which systemd may take as much
 	maxSources   = 64                     // more are not asked for
 )
 

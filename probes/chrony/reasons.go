@@ -62,7 +62,7 @@ const (
 var own = []probes.Reason{
 	{
 		Name: Hung, Severity: probes.Critical, Owner: probes.Both, Hold: 5 * time.Second,
-		Meaning:        "chronyd runs and does not answer on its command port within half a second: it is stopped by a signal, or starved.",
+		Meaning:        "chronyd runs and does not answer on its command port within 0.4 s: it is stopped by a signal, or starved.",
 		Breaks:         breaks,
 		Confirm:        "chronyc -h 127.0.0.1 tracking; ps -o pid,stat,wchan:20,cmd -C chronyd",
 		Mend:           "kill -CONT it where it is stopped (state T), otherwise systemctl restart it.",
