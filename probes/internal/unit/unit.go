@@ -139,6 +139,9 @@ const heavyEach = 30 * time.Second
 // process is gone, when all is not well, and twice a minute.
 func (c *Checker) Look(ctx context.Context) (State, error) {
 	u, err := c.service.Ask(ctx)
+	if err != nil && c.withoutSystemd() {
+		return State{}, fmt.Errorf("no %s, and no systemd to run it: %w", c.o.Units[0], probes.ErrNotApplicable)
+	}
 	if err != nil {
 		return State{}, err
 	}
@@ -167,6 +170,16 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 	}
 	s.Keep = c.kept
 	return s, nil
+}
+
+// withoutSystemd tells whether the node was booted with something else than
+// systemd (sd_booted(3)). A /run that is not to be seen proves nothing.
+func (c *Checker) withoutSystemd() bool {
+	if _, err := c.files.Stat("run"); err != nil {
+		return false
+	}
+	_, err := c.files.Stat("run/systemd/system")
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // due tells whether files are to be looked at.
