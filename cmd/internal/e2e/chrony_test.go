@@ -22,7 +22,6 @@ func init() {
 		"ClockStepped":            "the lab never sets the machine's clock: readings of clocks, typed",
 		"NodeFrozen":              "the machine of the lab cannot be paused: readings of clocks, typed",
 		"WrongPTPClock":           "the lab has no PTP clock, and /sys is the machine's",
-		"ChronyBinaryReplaced":    "shown by kubelet's and containerd's, by the same code",
 		"ChronyDied":              "Debian's chrony.service has no Restart=; shown by kubelet's, by the same code",
 		"ChronyCrashLooping":      "Debian's chrony.service has no Restart=; shown by kubelet's, by the same code",
 	} {
@@ -122,6 +121,8 @@ var chronyFaults = map[string][]chronyFault{
 		{name: "unit file edited", reason: "ChronyUnitChanged", text: "chrony.service", within: 7 * time.Second,
 			breaks:  "cp /lib/systemd/system/chrony.service /root/; echo 'Environment=B=1' >>/lib/systemd/system/chrony.service",
 			repairs: "cp /root/chrony.service /lib/systemd/system/; systemctl daemon-reload"},
+		{name: "program replaced", reason: "ChronyBinaryReplaced", text: "/usr/sbin/chronyd was replaced", within: 7 * time.Second,
+			breaks: "cp /usr/sbin/chronyd /usr/sbin/new; mv /usr/sbin/new /usr/sbin/chronyd", repairs: "systemctl restart chrony"},
 	},
 	"node2": {
 		{name: "a second time daemon", reason: "TimeDaemonConflict", text: "ntpd.service runs beside chrony", within: 7 * time.Second,
