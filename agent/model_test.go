@@ -174,7 +174,7 @@ func (c *chance) rules() *Rules {
 	case 1:
 		r.Reasons[pick()] = ReasonRule{Severity: probes.Severity(1 + c.IntN(3))}
 	case 2:
-		r.Reasons[pick()] = ReasonRule{Hold: ptr(time.Duration(c.IntN(3)) * 20 * time.Second), Clear: ptr(time.Duration(c.IntN(3)) * 20 * time.Second)}
+		r.Reasons[pick()] = ReasonRule{Hold: new(time.Duration(c.IntN(3)) * 20 * time.Second), Clear: new(time.Duration(c.IntN(3)) * 20 * time.Second)}
 	case 3:
 		r.Waivers = []Waiver{{Reason: pick()}}
 	case 4:

@@ -36,11 +36,13 @@ type specced struct{ spec probes.Spec }
 func (p specced) Spec() probes.Spec                          { return p.spec }
 func (p specced) Check(context.Context) (probes.Look, error) { return probes.Look{}, nil }
 func testSubject() *subject                                  { return newSubject(specced{testSpec()}) }
-func ptr(d time.Duration) *time.Duration                     { return &d }
-func until(d time.Duration) time.Time                        { return epoch.Add(d) }
-func found(names ...string) []probes.Finding                 { return findingsOf(names) }
-func see(names ...string) looked                             { return looked{Look: probes.Look{Findings: findingsOf(names)}} }
-func fail(err error, names ...string) looked                 { l := see(names...); l.err = err; return l }
+
+//go:fix inline
+func ptr(d time.Duration) *time.Duration     { return new(d) }
+func until(d time.Duration) time.Time        { return epoch.Add(d) }
+func found(names ...string) []probes.Finding { return findingsOf(names) }
+func see(names ...string) looked             { return looked{Look: probes.Look{Findings: findingsOf(names)}} }
+func fail(err error, names ...string) looked { l := see(names...); l.err = err; return l }
 func notApplicable() looked {
 	return fail(fmt.Errorf("no such thing here: %w", probes.ErrNotApplicable))
 }

@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"syscall"
 
@@ -135,9 +136,7 @@ func (l *loader) depth() (uint32, error) {
 // load loads a collection with what every program is told and what is its own.
 func (l *loader) load(spec *ebpf.CollectionSpec, own map[string]any, shared map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	vars := map[string]any{"level": l.level, "root": l.trees.unified.id, "pids_root": l.trees.pids.id}
-	for name, v := range own {
-		vars[name] = v
-	}
+	maps.Copy(vars, own)
 	for name, v := range vars {
 		if s := spec.Variables[name]; s != nil {
 			if err := s.Set(v); err != nil {

@@ -275,10 +275,8 @@ func (v *view) wantsExplicit(ip netip.Addr) bool {
 	if v.memory.explicit[ip] {
 		return true
 	}
-	for _, other := range platform {
-		if v.explicit(other) {
-			return true
-		}
+	if slices.ContainsFunc(platform, v.explicit) {
+		return true
 	}
 	d := v.defaults()
 	return len(d) > 0 && d[0].proto == protoDHCP && d[0].metric == 100

@@ -178,8 +178,8 @@ func nestsTooDeep(content []byte) bool {
 
 // line is what is before the end of the line.
 func line(b []byte) []byte {
-	if n := bytes.IndexByte(b, '\n'); n >= 0 {
-		return b[:n]
+	if before, _, ok := bytes.Cut(b, []byte{'\n'}); ok {
+		return before
 	}
 	return b
 }

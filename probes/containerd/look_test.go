@@ -138,11 +138,11 @@ func (w *world) process(t testing.TB, pid int, args ...string) {
 
 // group writes who is in containerd's cgroup.
 func (w *world) group(pids ...int) {
-	text := ""
+	var text strings.Builder
 	for _, pid := range pids {
-		text += fmt.Sprintln(pid)
+		text.WriteString(fmt.Sprintln(pid))
 	}
-	w.root.MapFS["sys/fs/cgroup/system.slice/containerd.service/cgroup.procs"] = &fstest.MapFile{Data: []byte(text)}
+	w.root.MapFS["sys/fs/cgroup/system.slice/containerd.service/cgroup.procs"] = &fstest.MapFile{Data: []byte(text.String())}
 }
 
 // reasons takes a look and names what it found, sorted.

@@ -169,7 +169,7 @@ func TestWatchOverflow(t *testing.T) {
 	if _, err := w.walkAll(); err != nil {
 		t.Fatal(err)
 	}
-	for i := 0; i < 40_000; i++ { // fs.inotify.max_queued_events is 16384; alternating, so that none merges
+	for i := range 40_000 { // fs.inotify.max_queued_events is 16384; alternating, so that none merges
 		os.Chmod(filepath.Join(dir, "run", string("ab"[i%2])), 0o644)
 	}
 	done := make(chan error, 1)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,7 +16,7 @@ import (
 
 // What cannot be had on a lab node, whose chronyd runs with -x.
 func init() {
-	for reason, why := range map[string]string{
+	maps.Copy(fixtureOnly, map[string]string{
 		"ClockErrorGrowing":       "the lab never sets the machine's clock (chronyd -x): a stand-in for adjtimex",
 		"ClockDisciplinedByOther": "the lab never sets the machine's clock (chronyd -x): a stand-in for adjtimex",
 		"ClockUnsynchronized":     "the lab never sets the machine's clock (chronyd -x): a stand-in for adjtimex",
@@ -24,9 +25,7 @@ func init() {
 		"WrongPTPClock":           "the lab has no PTP clock, and /sys is the machine's",
 		"ChronyDied":              "Debian's chrony.service has no Restart=; shown by kubelet's, by the same code",
 		"ChronyCrashLooping":      "Debian's chrony.service has no Restart=; shown by kubelet's, by the same code",
-	} {
-		fixtureOnly[reason] = why
-	}
+	})
 	if off := os.Getenv("NODEDRIFT_WRONG_TIME"); off != "" {
 		fmt.Fprintln(os.Stderr, wrongTime(off))
 		os.Exit(1)

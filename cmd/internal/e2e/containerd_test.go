@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -11,13 +12,11 @@ import (
 
 // What cannot be had on a lab node.
 func init() {
-	for reason, why := range map[string]string{
+	maps.Copy(fixtureOnly, map[string]string{
 		"ContainerdStoreHung":    "nothing makes containerd 1.6.20 hold its store's lock at will",
 		"ContainerdSlow":         "the usual speed is known after five minutes, and the lab's noise is larger than any brake that can be put on containerd without hanging it",
 		"ContainerdCrashLooping": "it clears after five minutes; KubeletCrashLooping, which is the same code, is shown for real",
-	} {
-		fixtureOnly[reason] = why
-	}
+	})
 }
 
 const (

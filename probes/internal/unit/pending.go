@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -69,10 +70,8 @@ func (c *Checker) pendings(ctx context.Context, u host.Unit, notJudged *[]string
 }
 
 func appendOnce(list []string, s string) []string {
-	for _, have := range list {
-		if have == s {
-			return list
-		}
+	if slices.Contains(list, s) {
+		return list
 	}
 	return append(list, s)
 }

@@ -124,7 +124,7 @@ func (l *restarts) recall(kept map[string]string) {
 		return
 	}
 	l.first, l.run, l.how = true, uint32(n), kept[keptHow]
-	for _, f := range strings.Fields(kept[keptStarts]) {
+	for f := range strings.FieldsSeq(kept[keptStarts]) {
 		if s, err := strconv.ParseInt(f, 10, 32); err == nil && s >= 0 && len(l.starts) < 16 {
 			l.starts = append(l.starts, time.Duration(s)*time.Second)
 		}
