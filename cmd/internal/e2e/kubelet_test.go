@@ -221,6 +221,7 @@ func kubeletQuiet(t *testing.T, node string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(10 * time.Second) // systemd starts a unit five times in ten seconds, no more
 	for range 5 {
 		sh(t, node, "systemctl restart kubelet")
 		time.Sleep(3 * time.Second)

@@ -80,7 +80,11 @@ func (s *Service) fresh() bool {
 }
 
 func (s *Service) ask(ctx context.Context) (host.Unit, error) {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	limit := askWithin
+	if s.at.IsZero() { // it connects and logs in first, and there is no earlier answer
+		limit *= 2
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s.heard.Store(false)
 	var first host.Unit
