@@ -145,7 +145,7 @@ func (s *state) deliver(sub *subject, old *state, waiting []owed, journal Journa
 			out = s.settleOwed(out, w, journal, now)
 		}
 	}
-	if from != to {
+	if from != to && sub.spec.Condition != "" {
 		if to == True && len(waiting) > 0 && waiting[0].h.Kind == Raised || to == False && len(waiting) > 0 {
 			waiting[0].h.From = from
 		} else {
