@@ -274,6 +274,10 @@ func (c *Checker) packaged(f file) bool {
 // has read.
 const freshRun = 30 * time.Second
 
+// settles is how long after its start a daemon may still be about to read its
+// files: what changes meanwhile is taken for read.
+const settles = 3 * time.Second
+
 // compareStarted compares all that the daemon reads when it starts with what it
 // held then. Who comes later believes files that are older than the run; that a
 // file is newer proves nothing, as the clock is stepped at boot: then nobody knows.
@@ -313,7 +317,7 @@ func (c *Checker) compareStarted(s *State, unitFiles []file) error {
 	if !s.Running || u.InvocationID == "" {
 		return nil
 	}
-	if u.InvocationID != c.known.run {
+	if u.InvocationID != c.known.run || s.Main != nil && s.Since < settles {
 		c.known.begin(s, list, c.o.Started)
 	}
 	c.compareLoaded(s, list, unitFiles)
@@ -323,7 +327,10 @@ func (c *Checker) compareStarted(s *State, unitFiles []file) error {
 // begin notes what a new run has read.
 func (k *files) begin(s *State, list []file, asked func(Run) (same, known bool)) {
 	before := k.started
-	k.started, k.run, k.exec = map[string]string{}, s.Unit.InvocationID, ""
+	if k.run != s.Unit.InvocationID {
+		k.exec = ""
+	}
+	k.started, k.run = map[string]string{}, s.Unit.InvocationID
 	fresh := s.Main != nil && s.Since < freshRun
 	var strange []string
 	for _, f := range list {

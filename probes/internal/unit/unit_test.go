@@ -54,6 +54,30 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// TestSettles holds that what changes while the daemon starts is taken for read:
+// it reads its files some time after systemd says that it runs.
+func TestSettles(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		b.starts()
+		b.wants("at the start")
+		b.write("etc/x.conf", "answer = 43\n")
+		b.wants("at the start, changed")
+		time.Sleep(settles)
+		b.wants("settled")
+		b.write("etc/x.conf", "answer = 44\n")
+		b.wants("changed", "XConfigNotLoaded /etc/x.conf")
+	})
+}
+
+// settled makes a new run of the daemon, which has read its files.
+func (b *bench) settled() {
+	b.t.Helper()
+	b.starts()
+	b.look()
+	time.Sleep(settles)
+}
+
 // starts makes a new run of the daemon.
 func (b *bench) starts() {
 	b.t.Helper()
@@ -296,6 +320,7 @@ func TestFilesOverRestarts(t *testing.T) {
 	t.Parallel()
 	const changed, stale, replaced = "XUnitChanged /etc/systemd/system/x.service", "XConfigNotLoaded /etc/x.conf", "XBinaryReplaced /bin/x"
 	inBubble(t, func(b *bench) {
+		time.Sleep(settles)
 		b.wants("at first")
 		b.write("etc/x.conf", "answer = 42\n") // newer, and the same
 		b.wants("written anew")
@@ -303,11 +328,11 @@ func TestFilesOverRestarts(t *testing.T) {
 		b.wants("edited", stale)
 		b.restart()
 		b.wants("another agent", stale)
-		b.starts()
+		b.settled()
 		b.wants("restarted")
 		b.write("etc/x.conf", "answer = 42\n")
 		b.wants("put back, and not loaded", stale)
-		b.starts()
+		b.settled()
 		b.write("etc/systemd/system/x.service", "# mine\n\n[Service]\nExecStart=/bin/x\nEnvironmentFile=-/etc/default/x\n")
 		b.wants("a comment")
 		b.write("etc/systemd/system/x.service", "[Service]\nExecStart=/bin/x -v\nEnvironmentFile=-/etc/default/x\n")
@@ -315,16 +340,16 @@ func TestFilesOverRestarts(t *testing.T) {
 		b.wants("edited", "XDaemonReloadNeeded x.service", changed)
 		b.unit.NeedDaemonReload = false
 		b.wants("reloaded", "XConfigNotLoaded /etc/systemd/system/x.service", changed)
-		b.starts()
+		b.settled()
 		b.wants("restarted", changed)
 		b.restart()
 		b.wants("another agent", changed)
 		b.write("etc/systemd/system/x.service", "[Service]\nExecStart=/bin/x\nEnvironmentFile=-/etc/default/x\n")
-		b.starts()
+		b.settled()
 		b.wants("put back")
 		b.write("etc/default/x", "A=2\n")
 		b.wants("environment edited", "XConfigNotLoaded /etc/default/x")
-		b.starts()
+		b.settled()
 		b.wants("restarted")
 		b.write("bin/y", "program")
 		if err := os.Rename(filepath.Join(b.dir, "bin/y"), filepath.Join(b.dir, "bin/x")); err != nil {
@@ -344,14 +369,15 @@ func TestDropIns(t *testing.T) {
 	t.Parallel()
 	const name = "etc/systemd/system/x.service.d/10.conf"
 	inBubble(t, func(b *bench) {
+		time.Sleep(settles)
 		b.wants("at first")
 		b.write(name, "[Service]\nNice=1\n")
 		b.wants("not read", "XDaemonReloadNeeded x.service")
 		b.unit.DropInPaths = []string{"/" + name}
-		b.starts()
+		b.settled()
 		b.wants("loaded and restarted")
 		b.write(name, "[Service]\nNice=2\n")
-		b.starts()
+		b.settled()
 		b.wants("edited", "XUnitChanged /"+name)
 	})
 }
