@@ -256,7 +256,7 @@ func TestNotJudged(t *testing.T) {
 }
 
 func TestHoldAndClear(t *testing.T) {
-	hour := ReasonRule{Hold: ptr(time.Hour)}
+	hour := ReasonRule{Hold: new(time.Hour)}
 	tellStories(t, []story{
 		{name: "raised exactly at the end of the hold", steps: []step{
 			{0, see("Slow"), "False OK, again 30s"},
@@ -296,7 +296,7 @@ func TestHoldAndClear(t *testing.T) {
 		{name: "the configuration's goes before both", rules: Rules{Reasons: map[string]ReasonRule{"Slow": hour}}, steps: []step{
 			{0, with(see("Slow"), func(f *probes.Finding) { f.Hold = 5 * s }), "False OK, again 1h0m0s"},
 		}},
-		{name: "the configuration may say none at all", rules: Rules{Reasons: map[string]ReasonRule{"Slow": {Hold: ptr(0), Clear: ptr(0)}}}, steps: []step{
+		{name: "the configuration may say none at all", rules: Rules{Reasons: map[string]ReasonRule{"Slow": {Hold: new(time.Duration(0)), Clear: new(time.Duration(0))}}}, steps: []step{
 			{0, see("Slow"), "True Slow, raised Slow False>True"}, {s, see(), "False OK, cleared Slow True>False"},
 		}},
 		{name: "cleared exactly at the end of the clear time", steps: []step{
@@ -377,7 +377,7 @@ func TestRulesChange(t *testing.T) {
 		{"waived", Rules{Waivers: []Waiver{{Reason: "Bad"}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
 		{"off", Rules{Reasons: map[string]ReasonRule{"Bad": {Off: true}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
 		{"info", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Info}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
-		{"a longer hold keeps what stands", Rules{Reasons: map[string]ReasonRule{"Bad": {Hold: ptr(time.Hour)}}}, "True Bad", "True Bad"},
+		{"a longer hold keeps what stands", Rules{Reasons: map[string]ReasonRule{"Bad": {Hold: new(time.Hour)}}}, "True Bad", "True Bad"},
 		{"another severity", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Warning}}}, "True Bad", "True Bad"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -422,7 +422,7 @@ func TestAttribution(t *testing.T) {
 		}},
 		{name: "somebody before the first look of all", fresh: true, did: did(-30*m, "ns/a"), steps: []step{{0, see("Traced"), "True Traced, raised Traced >True by pod ns/a"}}},
 		{name: "whoever did it keeps it through the hold", did: did(0, "ns/a"),
-			rules: Rules{Reasons: map[string]ReasonRule{"Traced": {Hold: ptr(time.Hour)}}}, steps: []step{
+			rules: Rules{Reasons: map[string]ReasonRule{"Traced": {Hold: new(time.Hour)}}}, steps: []step{
 				{0, see("Traced"), "False OK, again 1h0m0s"}, {time.Hour, see("Traced"), "True Traced, raised Traced False>True by pod ns/a"},
 			}},
 		{name: "one Event for each actor", did: func(d diary) {
@@ -533,7 +533,7 @@ func TestAttribution(t *testing.T) {
 	t.Run("nor while its clear time runs", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
-		w.rules = &Rules{Reasons: map[string]ReasonRule{"Traced": {Clear: ptr(time.Minute)}}}
+		w.rules = &Rules{Reasons: map[string]ReasonRule{"Traced": {Clear: new(time.Minute)}}}
 		w.fold(see())
 		w.expect(s, see("Traced"), "True Traced, again 100ms")
 		w.sleep(s / 2)
