@@ -37,8 +37,6 @@ func (p specced) Spec() probes.Spec                          { return p.spec }
 func (p specced) Check(context.Context) (probes.Look, error) { return probes.Look{}, nil }
 func testSubject() *subject                                  { return newSubject(specced{testSpec()}) }
 
-//go:fix inline
-func ptr(d time.Duration) *time.Duration     { return new(d) }
 func until(d time.Duration) time.Time        { return epoch.Add(d) }
 func found(names ...string) []probes.Finding { return findingsOf(names) }
 func see(names ...string) looked             { return looked{Look: probes.Look{Findings: findingsOf(names)}} }
