@@ -36,7 +36,8 @@ var containerdDown = []unitFault{
 	{name: "stopped by a signal", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
 		breaks: "kill -STOP $(pidof containerd)", repairs: "kill -CONT $(pidof containerd)"},
 	{name: "hangs and is restarted", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
-		breaks: "kill -STOP $(pidof containerd)", repairs: "kill -KILL $(pidof containerd)", clear: 20 * time.Second}, // RestartSec=5
+		breaks:  "kill -STOP $(pidof containerd)", // RestartSec=5; once: the third death within ten minutes is a crash loop
+		repairs: "p=$(pidof containerd); grep -q 'State:.T' /proc/$p/status && kill -KILL $p; true", clear: 20 * time.Second},
 	{name: "CRI disabled", reason: "RuntimeNotReady", text: "without its CRI plugin", within: 5 * time.Second,
 		breaks:  "cp " + criConfig + " /root/; sed -i '1s/^/disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\\n/' " + criConfig + "; " + restartCRI,
 		repairs: "cp /root/config.toml " + criConfig + "; " + restartCRI},
