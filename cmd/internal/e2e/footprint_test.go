@@ -88,11 +88,15 @@ func TestFootprint(t *testing.T) {
 		{"API requests", float64(ours), 1},
 		{"binary, stripped, MB", float64(info.Size()) / 1e6, goalBinary / 1e6},
 	} {
-		fmt.Printf("%-34s %10.2f %10.2f\n", r.what, r.measured, r.goal)
-		// CPU is another thing on another machine: it is printed. The rest is asserted.
-		if r.measured > r.goal && r.what != "CPU, millicores" {
-			t.Errorf("%s: %.2f, goal %.2f", r.what, r.measured, r.goal)
+		over := ""
+		if r.measured > r.goal {
+			over = "  over the goal"
 		}
+		fmt.Printf("%-34s %10.2f %10.2f%s\n", r.what, r.measured, r.goal, over)
+	}
+	// Size and CPU are goals, and printed. These two are promises.
+	if children > 0 || ours > 1 {
+		t.Errorf("%d samples saw a child process, %d API requests: want 0, and at most 1", children, ours)
 	}
 }
 
