@@ -54,7 +54,7 @@ type podRuntime interface {
 type netstack interface {
 	observe(s *snapshot, dual bool) error
 	lookup(ip netip.Addr) (route, error)
-	neighLimits() (neighLimits, error)
+	neighLimits() neighLimits
 	counters() counters
 	podGateways(pods []pod) map[string]podGateway
 	ebtables() *bridgeRules
@@ -187,8 +187,11 @@ func (p *Probe) expectPods(ctx context.Context) (*expectation, error) {
 		return nil, fmt.Errorf("ask the runtime for the pods: %w", err)
 	}
 	e := expectSandboxes(sandboxes, &p.files.state)
-	if waiting, err := p.root.ReadDir(queued); err == nil && len(waiting) > 0 {
+	switch waiting, err := p.root.ReadDir(queued); {
+	case err == nil && len(waiting) > 0:
 		e.extra = nil // their release waits for azure-cns
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		e.extra, e.queueErr = nil, err
 	}
 	if p.config.CNS != "" {
 		if err := e.addCNS(ctx, p.config.CNS); err != nil {
@@ -204,18 +207,11 @@ func (p *Probe) askSlow(at time.Time) bool {
 		return false
 	}
 	p.slowAt = at
-	limits, err := p.kernel.neighLimits()
-	if err == nil {
-		p.memory.rising = p.memory.fullsSeen && limits.fulls > p.memory.fulls
-		p.memory.fulls, p.memory.fullsSeen = limits.fulls, true
-		p.limits = limits
-	}
-	counts := p.kernel.counters()
-	counts.readLease(p.root)
-	p.memory.rpfRising = p.memory.rpfSeen && counts.rpf > p.memory.rpf
-	p.memory.rpf, p.memory.rpfSeen = counts.rpf, counts.rpfKnown
-	counts.conntrackRising = p.counts.known && counts.known && counts.insertFailed > p.counts.insertFailed
-	p.counts = counts
+	p.limits, p.counts = p.kernel.neighLimits(), p.kernel.counters()
+	p.counts.readLease(p.root)
+	p.memory.fulls.take(p.limits.fulls, p.limits.err)
+	p.memory.rpf.take(p.counts.rpf, p.counts.rpfErr)
+	p.memory.conntrack.take(p.counts.insertFailed+p.counts.drop, p.counts.conntrackErr)
 	return true
 }
 

@@ -78,7 +78,11 @@ func (v *view) bridgeMAC(say func(probes.Finding)) {
 		Observed: b.mac.String(), Wanted: v.uplink.mac.String()})
 }
 
-const isMissing = "is missing"
+const (
+	isMissing  = "is missing"
+	noVethTold = "the CNI's state does not tell a pod's host veth"
+	noMACTold  = "the CNI's state does not tell a pod's MAC"
+)
 
 // portUp is B-PORT.
 func (v *view) portUp(say func(probes.Finding)) {
@@ -116,7 +120,11 @@ func (v *view) eachPort(do func(l *link, subject string)) {
 	}
 	for i := range v.now.links {
 		l := &v.now.links[i]
-		if !l.isPort || l.master != b.index || l != v.uplink && !podLink(l.name) {
+		if l.master != b.index || l != v.uplink && !podLink(l.name) {
+			continue
+		}
+		if !l.isPort {
+			v.unsure("the kernel does not tell the flags of port " + l.name)
 			continue
 		}
 		subject := pods[l.name]
@@ -191,7 +199,11 @@ func (v *view) neighborMissing(say func(probes.Finding)) {
 // neighborMAC is B-NEIGH-MAC.
 func (v *view) neighborMAC(say func(probes.Finding)) {
 	v.eachIP(func(p *pod, ip netip.Addr) {
-		if n := v.permanent(ip); n != nil && p.mac != (mac{}) && n.mac != p.mac {
+		switch n := v.permanent(ip); {
+		case n == nil:
+		case p.mac == mac{}:
+			v.unsure(noMACTold)
+		case n.mac != p.mac:
 			say(probes.Finding{Subject: p.subject(ip), Message: fmt.Sprintf("permanent neighbour is %s; the pod's MAC is %s", n.mac, p.mac), Observed: n.mac.String(), Wanted: p.mac.String()})
 		}
 	})
@@ -224,7 +236,8 @@ func (v *view) routeRemains(say func(probes.Finding)) {
 // conntrack tells of inserts and packets that connection tracking refuses: the
 // race that makes DNS answers five seconds late.
 func (v *view) conntrack(say func(probes.Finding)) {
-	if v.counters.conntrackRising {
+	v.unsure(v.memory.conntrack.doubt)
+	if v.memory.conntrack.rising {
 		say(probes.Finding{Subject: "conntrack", Message: "inserts fail (insert_failed, drop): DNS answers may take 5 s", Observed: "failing"})
 	}
 }

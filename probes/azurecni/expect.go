@@ -41,15 +41,16 @@ func (p *pod) first() netip.Addr {
 // An expectation is what the node should hold: pods that should work, and what
 // else has an owner.
 type expectation struct {
-	pods    []pod
-	unknown string               // why the pods are not known; "" when they are
-	owned   map[string]bool      // veths that belong to somebody
-	ownedIP map[netip.Addr]bool  // addresses that do
-	extra   []string             // endpoints without a sandbox
-	lacking []string             // sandboxes without an endpoint
-	joined  bool                 // the runtime was asked
-	owners  map[netip.Addr][]int // pods by address
-	dual    bool
+	pods     []pod
+	unknown  string               // why the pods are not known; "" when they are
+	owned    map[string]bool      // veths that belong to somebody
+	ownedIP  map[netip.Addr]bool  // addresses that do
+	extra    []string             // endpoints without a sandbox
+	lacking  []string             // sandboxes without an endpoint
+	queueErr error                // why the releases that wait could not be seen
+	joined   bool                 // the runtime was asked
+	owners   map[netip.Addr][]int // pods by address
+	dual     bool
 }
 
 // vethOf is the name that transparent mode gives a pod's host veth

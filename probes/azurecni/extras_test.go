@@ -33,7 +33,7 @@ func TestReversePath(t *testing.T) {
 		if found := l.again(p); len(found) > 0 {
 			t.Fatalf("strict filtering alone: %+v", found)
 		}
-		p.memory.rpfRising = true
+		p.memory.rpf.rising = true
 		if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"N-RPF"}) {
 			t.Errorf("%s: found %v", key, roots)
 		}
@@ -112,19 +112,21 @@ func TestConntrack(t *testing.T) {
 	if found := l.again(p); len(found) > 0 {
 		t.Fatal(found)
 	}
-	p.counts.conntrackRising = true
+	p.memory.conntrack.rising = true
 	if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"B-CONNTRACK"}) {
 		t.Errorf("found %v", roots)
 	}
-	failed, drop, ok := parseConntrack([]byte("entries  clashres found insert_failed drop\n00000010  00000000 00000000 0000000a 00000001\n00000010  00000000 00000000 00000001 00000001\n"))
-	if failed != 11 || drop != 2 || !ok {
-		t.Errorf("parsed %d, %d, %t", failed, drop, ok)
+	failed, drop, err := parseConntrack([]byte("entries  clashres found insert_failed drop\n00000010  00000000 00000000 0000000a 00000001\n00000010  00000000 00000000 00000001 00000001\n"))
+	if failed != 11 || drop != 2 || err != nil {
+		t.Errorf("parsed %d, %d, %v", failed, drop, err)
 	}
-	if _, _, ok := parseConntrack([]byte("entries insert_failed\nzz zz\n")); ok {
-		t.Error("parsed nonsense")
+	for _, content := range []string{"", "entries insert_failed drop\n", "entries insert_failed drop\nzz zz zz\n", "entries drop\n0 0\n"} {
+		if _, _, err := parseConntrack([]byte(content)); err == nil {
+			t.Errorf("parsed %q", content)
+		}
 	}
-	if v, ok := parseNetstat([]byte("TcpExt: A IPReversePathFilter\nTcpExt: 1 42\n"), "IPReversePathFilter"); v != 42 || !ok {
-		t.Errorf("parsed %d, %t", v, ok)
+	if v, err := parseNetstat([]byte("TcpExt: A IPReversePathFilter\nTcpExt: 1 42\n"), "IPReversePathFilter"); v != 42 || err != nil {
+		t.Errorf("parsed %d, %v", v, err)
 	}
 }
 
@@ -154,7 +156,7 @@ func (l *lab) sandboxes() *sandboxes {
 	s := &sandboxes{}
 	for _, p := range l.pods {
 		namespace, name, _ := strings.Cut(p.name, "/")
-		s.list = append(s.list, host.Sandbox{ID: p.container, Namespace: namespace, Name: name, Ready: true, Known: true, IPs: []netip.Addr{p.ip}, Created: time.Now().Add(-time.Hour)})
+		s.list = append(s.list, host.Sandbox{ID: p.container, Namespace: namespace, Name: name, Ready: true, Known: true, IPs: []netip.Addr{p.ip}, NetNS: "/run/netns/" + name, Created: time.Now().Add(-time.Hour)})
 	}
 	return s
 }

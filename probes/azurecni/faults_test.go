@@ -414,7 +414,7 @@ func TestNeighborRoom(t *testing.T) {
 		t.Errorf("found %v", roots)
 	}
 	p.limits.thresh3 = 1000
-	p.memory.rising = true
+	p.memory.fulls.rising = true
 	if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"N-NEIGH-CAP"}) {
 		t.Errorf("refusals: found %v", roots)
 	}

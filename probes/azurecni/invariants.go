@@ -24,6 +24,7 @@ type need uint8
 const (
 	nothing  need = iota
 	thePods       // which pods should work
+	theState      // and what the CNI made for them, by its own state
 	podNetNS      // probes.azurecni.podGateway
 	aLease        // the uplink's, of DHCP
 	ebtables      // probes.azurecni.ebtables
@@ -83,10 +84,10 @@ var invariants = []invariant{
 	{"B-PORT", anyBridge, BridgePortChanged, critical, 60 * s, thePods, (*view).portUp},
 	{"B-PORT-FLAGS", anyBridge, BridgePortChanged, warning, 2 * m, nothing, (*view).portFlags},
 	{"B-HAIRPIN", anyBridge, BridgePortChanged, warning, 2 * m, nothing, (*view).portHairpin},
-	{"B-PORT-ORPHAN", anyBridge, PodVethOrphaned, warning, 10 * m, thePods, (*view).portOrphan},
+	{"B-PORT-ORPHAN", anyBridge, PodVethOrphaned, warning, 10 * m, theState, (*view).portOrphan},
 	{"B-NEIGH-MISSING", bridged, BridgeNeighborMissing, warning, 60 * s, thePods, (*view).neighborMissing},
 	{"B-NEIGH-MAC", bridged, PodNeighborWrong, critical, 15 * s, thePods, (*view).neighborMAC},
-	{"B-NEIGH-STALE", anyBridge, BridgeNeighborStale, warning, 5 * m, thePods, (*view).neighborStale},
+	{"B-NEIGH-STALE", anyBridge, BridgeNeighborStale, warning, 5 * m, theState, (*view).neighborStale},
 	{"B-MODE-MIX", anyBridge, CNIModeMixed, warning, 2 * m, nothing, (*view).routeRemains},
 	{"B-EBT", anyBridge, BridgeRulesLost, warning, 5 * m, ebtables, (*view).ebtablesRules},
 
@@ -106,18 +107,27 @@ var routed = map[string]bool{
 // judge says every violation, with the reasons that could not be judged.
 func (v *view) judge() (found []probes.Finding, notJudged []string) {
 	unjudged := map[string]bool{}
+	not := func(reason, why string) {
+		if !unjudged[reason] {
+			unjudged[reason] = true
+			notJudged = append(notJudged, reason+": "+why)
+		}
+	}
+	if v.mode == observed {
+		not(PodRouteMissing, "the CNI's mode is not known")
+	}
 	for i := range invariants {
 		inv := &invariants[i]
 		if inv.modes&v.mode == 0 {
 			continue
 		}
 		if why := v.lacks(inv.needs); why != "" {
-			if why != off && !unjudged[inv.reason] {
-				unjudged[inv.reason] = true
-				notJudged = append(notJudged, inv.reason+": "+why)
+			if why != off {
+				not(inv.reason, why)
 			}
 			continue
 		}
+		v.doubt = ""
 		inv.check(v, func(f probes.Finding) {
 			f.ID = inv.id
 			if f.Reason == "" {
@@ -131,8 +141,19 @@ func (v *view) judge() (found []probes.Finding, notJudged []string) {
 			}
 			found = append(found, f)
 		})
+		if v.doubt != "" {
+			not(inv.reason, v.doubt)
+		}
 	}
 	return found, notJudged
+}
+
+// unsure says why the invariant under judgement may be broken and not be seen;
+// "" says nothing. What is seen of it stands.
+func (v *view) unsure(why string) {
+	if v.doubt == "" {
+		v.doubt = why
+	}
 }
 
 const off = "off"
@@ -143,17 +164,26 @@ func (v *view) lacks(n need) string {
 	switch n {
 	case thePods:
 		return v.unknown
+	case theState:
+		switch {
+		case v.unknown != "":
+			return v.unknown
+		case v.state.broken:
+			return v.state.path + " cannot be used"
+		case v.state.path == "" && len(v.pods) > 0:
+			return "there is no state file"
+		}
 	case podNetNS:
 		if !v.config.PodGateway {
 			return off
 		}
-		if v.unknown == "" && len(v.pods) > 0 && len(v.gateways) == 0 {
-			return "nobody tells the pods' network namespaces"
-		}
 		return v.unknown
 	case aLease:
-		if v.counters.leaseErr != nil {
+		switch {
+		case v.counters.leaseErr != nil:
 			return v.counters.leaseErr.Error()
+		case v.state.broken:
+			return v.state.path + " cannot be used"
 		}
 	case ebtables:
 		if !v.config.Ebtables {

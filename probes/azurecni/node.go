@@ -232,8 +232,10 @@ func (v *view) platformRoutes(say func(probes.Finding)) {
 	for _, ip := range platform {
 		if l, ok := v.lookups[ip]; ok {
 			switch {
+			case l.err != nil && refusal(l.err) == "":
+				v.unsure("look up " + ip.String() + ": " + l.err.Error())
 			case l.err != nil:
-				say(probes.Finding{Subject: ip.String(), Severity: critical, Message: "unreachable: " + lookupError(l.err), Wanted: "dev " + v.l3Name()})
+				say(probes.Finding{Subject: ip.String(), Severity: critical, Message: "unreachable: " + refusal(l.err), Wanted: "dev " + v.l3Name()})
 				continue
 			case v.l3 == nil || l.oif != v.l3.index:
 				say(probes.Finding{Subject: ip.String(), Severity: critical, Message: fmt.Sprintf("leaves by %s, expected %s", v.linkName(l.oif), v.l3Name()),
@@ -247,7 +249,9 @@ func (v *view) platformRoutes(say func(probes.Finding)) {
 	}
 }
 
-func lookupError(err error) string {
+// refusal is what the kernel's routes say instead of a way; "" for an error that
+// is not theirs.
+func refusal(err error) string {
 	switch {
 	case errors.Is(err, unix.ENETUNREACH):
 		return "no route"
@@ -258,7 +262,7 @@ func lookupError(err error) string {
 	case errors.Is(err, unix.EINVAL):
 		return "a blackhole route"
 	}
-	return err.Error()
+	return ""
 }
 
 // explicit tells whether DHCP's own route to a platform address is there.
@@ -290,17 +294,27 @@ func (v *view) forwards(say func(probes.Finding)) {
 	if v.dual && v.now.forward6 == 0 {
 		say(probes.Finding{Subject: "net.ipv6.conf.all.forwarding", Observed: "0", Wanted: "1", Trace: probes.Key{Domain: "sysctl", Name: "net.ipv6.conf.all.forwarding"}})
 	}
+	if v.now.forward4 == -1 || v.dual && v.now.forward6 == -1 {
+		v.unsure(untold("all"))
+	}
 	if v.now.forward4 == 0 {
 		return
 	}
 	for i := range v.now.links {
 		l := &v.now.links[i]
-		if l.conf && l.forwarding == 0 && (l == v.l3 || podLink(l.name) && v.mode == transparent) {
+		switch {
+		case l != v.l3 && !(podLink(l.name) && v.mode == transparent):
+		case !l.conf:
+			v.unsure(untold(l.name))
+		case l.forwarding == 0:
 			key := "net.ipv4.conf." + l.name + ".forwarding"
 			say(probes.Finding{Subject: key, Observed: "0", Wanted: "1", Trace: probes.Key{Domain: "sysctl", Name: key}})
 		}
 	}
 }
+
+// untold says that the kernel did not tell a link's settings.
+func untold(link string) string { return "the kernel does not tell net.*.conf." + link }
 
 // baseRules is N-RULE-BASE.
 func (v *view) baseRules(say func(probes.Finding)) {
@@ -485,23 +499,31 @@ func (v *view) neighborRoom(say func(probes.Finding)) {
 		}
 	}
 	limit := v.limits.thresh3
+	if v.limits.err != nil {
+		v.unsure(v.limits.err.Error())
+	}
+	v.unsure(v.memory.fulls.doubt)
 	switch {
 	case limit > 0 && count*5 >= int(limit)*4:
 		say(probes.Finding{Subject: "neighbour table", Message: fmt.Sprintf("more than 80 %% of gc_thresh3 (%d) is in use", limit), Observed: "full", Wanted: fmt.Sprintf("below %d", limit/5*4)})
-	case v.memory.rising:
+	case v.memory.fulls.rising:
 		say(probes.Finding{Subject: "neighbour table", Message: "the kernel refuses new neighbours (table_fulls rises)", Observed: "refusing"})
 	}
 }
 
 // reversePath is N-RPF: evidence beside other findings.
 func (v *view) reversePath(say func(probes.Finding)) {
-	if !v.memory.rpfRising {
-		return
-	}
 	for i := range v.now.links {
 		l := &v.now.links[i]
-		if l.conf && (l == v.l3 || podLink(l.name)) && max(l.rpFilter, v.now.rpFilterAll) == 1 {
-			say(probes.Finding{Subject: "rp_filter", Message: "strict (1) on " + l.name + ", and packets are dropped by it (IPReversePathFilter rises)", Observed: "1"})
+		switch {
+		case l != v.l3 && !podLink(l.name):
+		case !l.conf || v.now.rpFilterAll == -1:
+			v.unsure(untold(l.name))
+		case max(l.rpFilter, v.now.rpFilterAll) == 1:
+			v.unsure(v.memory.rpf.doubt)
+			if v.memory.rpf.rising {
+				say(probes.Finding{Subject: "rp_filter", Message: "strict (1) on " + l.name + ", and packets are dropped by it (IPReversePathFilter rises)", Observed: "1"})
+			}
 			return
 		}
 	}
@@ -517,11 +539,14 @@ func (v *view) stateFits(say func(probes.Finding)) {
 			say(probes.Finding{Subject: f.path, Message: f.why})
 		}
 	}
+	if v.state.path == "" && (!v.joined || len(v.pods) > 0) && v.hasPodLinks() {
+		say(probes.Finding{Subject: "/" + vnetState, Message: "is missing, and pods' veths are there"})
+	}
 	if v.state.broken || !v.joined {
-		if v.state.path == "" && !v.joined && v.hasPodLinks() {
-			say(probes.Finding{Subject: "/" + vnetState, Message: "is missing, and pods' veths are there"})
-		}
 		return
+	}
+	if v.queueErr != nil {
+		v.unsure(v.queueErr.Error())
 	}
 	switch lacking, extra := v.lacking, v.extra; {
 	case len(lacking) > 0:

@@ -14,6 +14,7 @@ import (
 // of each table makes a snapshot.
 type kernel struct {
 	*conn
+	proc  string // "/proc"
 	words words
 	now   *snapshot // being made, so that the functions below are made once
 
@@ -27,7 +28,7 @@ type kernel struct {
 }
 
 func newKernel() *kernel {
-	k := &kernel{conn: newConn(), words: words{}}
+	k := &kernel{conn: newConn(), proc: "/proc", words: words{}}
 	k.none = func() {}
 	k.beginLinks = func() { k.now.links = k.now.links[:0] }
 	k.beginRoutes = func() { k.rawNow[k.of()] = k.rawNow[k.of()][:0] }

@@ -89,15 +89,21 @@ func enter(netns string) error {
 	return fmt.Errorf("enter %s: %w", clean, last)
 }
 
-// gatewayInPod is T-POD-GW. A pod whose namespace is shared by others (a test's)
-// or has gone is not judged.
+// gatewayInPod is T-POD-GW. A pod whose namespace is not known, is shared by
+// others (a test's) or has gone is not judged.
 func (v *view) gatewayInPod(say func(probes.Finding)) {
 	for i := range v.pods {
 		p := &v.pods[i]
 		g, asked := v.gateways[p.netns]
 		l := v.linkNamed(p.veth)
 		switch {
-		case !asked || g.err != nil || v.sharedNetNS(p.netns):
+		case !p.first().Is4():
+		case !asked:
+			v.unsure("nobody tells the pods' network namespaces")
+		case v.sharedNetNS(p.netns):
+			v.unsure("pods share a network namespace")
+		case g.err != nil:
+			v.unsure(g.err.Error())
 		case g.via != virtualGateway:
 			say(probes.Finding{Subject: p.subject(p.first()), Message: fmt.Sprintf("in the pod: no default route via %s", virtualGateway), Observed: via(g.via), Wanted: "via " + virtualGateway.String()})
 		case l != nil && g.gateway != (mac{}) && g.gateway != l.mac:

@@ -39,6 +39,7 @@ route 10.240.0.12/32 dev azv7eb4fb7fbd9 proto 4
 route 10.240.0.4/32 dev eth0 table 255 type 2 proto 2
 route fd00::11/128 dev azva19a9b20ac0 proto 4 metric 1024
 podgw /run/netns/a via 169.254.1.1 mac aa:aa:aa:aa:aa:aa
+podgw /run/netns/b via 169.254.1.1 mac aa:aa:aa:aa:aa:aa
 `,
 	"bridge": `link lo index 1 up loopback
 link eth0 index 2 up master azure0 port hairpin learning flood mac 00:0d:3a:11:22:33
@@ -221,12 +222,12 @@ func (r *recorded) lookup(ip netip.Addr) (route, error) {
 	}
 }
 
-func (r *recorded) neighLimits() (neighLimits, error) {
-	return neighLimits{uint32(r.set["thresh3"]), uint64(r.set["table_fulls"])}, nil
+func (r *recorded) neighLimits() neighLimits {
+	return neighLimits{thresh3: uint32(r.set["thresh3"]), fulls: uint64(r.set["table_fulls"])}
 }
 
 func (r *recorded) counters() counters {
-	return counters{rpf: uint64(r.set["rpf_drops"]), rpfKnown: true, insertFailed: uint64(r.set["insert_failed"]), known: true}
+	return counters{rpf: uint64(r.set["rpf_drops"]), insertFailed: uint64(r.set["insert_failed"]), tracks: true}
 }
 
 func (r *recorded) podGateways([]pod) map[string]podGateway { return r.gws }
@@ -236,7 +237,7 @@ func (r *recorded) ebtables() *bridgeRules                  { return &r.ebt }
 // counters were zero then.
 func newRecorded(n *host.Node) probes.Probe {
 	p := newProbe(n.Root, nil, &recorded{root: n.Root}, Config{Expect: expectStateFile, PodGateway: true, Ebtables: true})
-	p.counts.known, p.memory.rpfSeen, p.memory.fullsSeen = true, true, true
+	p.memory.fulls.known, p.memory.rpf.known, p.memory.conntrack.known = true, true, true
 	return p
 }
 

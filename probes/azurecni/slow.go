@@ -5,8 +5,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,10 +22,11 @@ import (
 type neighLimits struct {
 	thresh3 uint32
 	fulls   uint64 // inserts refused since boot, of all network namespaces
+	err     error  // why they could not be read
 }
 
 // neighLimits implements [netstack].
-func (k *kernel) neighLimits() (limits neighLimits, err error) {
+func (k *kernel) neighLimits() (limits neighLimits) {
 	const (
 		thresh = 4      // NDTA_THRESH3
 		stats  = 7      // NDTA_STATS
@@ -30,7 +34,7 @@ func (k *kernel) neighLimits() (limits neighLimits, err error) {
 	)
 	b := k.body(4)
 	b[0] = unix.AF_INET
-	err = k.dump("the neighbour table's limits", unix.RTM_GETNEIGHTBL, len(b), func() { limits = neighLimits{} }, func(_ uint16, b []byte) {
+	err := k.dump("the neighbour table's limits", unix.RTM_GETNEIGHTBL, len(b), func() { limits = neighLimits{} }, func(_ uint16, b []byte) {
 		if len(b) < 4 || b[0] != unix.AF_INET {
 			return
 		}
@@ -43,56 +47,103 @@ func (k *kernel) neighLimits() (limits neighLimits, err error) {
 			}
 		}
 	})
-	return limits, err
+	if err == nil && limits.thresh3 == 0 {
+		err = errors.New("the kernel tells no gc_thresh3")
+	}
+	limits.err = err
+	return limits
 }
 
 // counters are those of the network namespace, from /proc/net.
 type counters struct {
-	rpf             uint64 // IPReversePathFilter
-	rpfKnown        bool
-	insertFailed    uint64
-	drop            uint64
-	known           bool // conntrack told
-	conntrackRising bool
-	leaseDNS        []string // the uplink's DNS servers as DHCP gave them
-	leaseErr        error    // why they could not be read
+	rpf                uint64 // IPReversePathFilter
+	rpfErr             error  // why it could not be read
+	insertFailed, drop uint64
+	conntrackErr       error    // why these two could not be read
+	tracks             bool     // connection tracking is there at all
+	leaseDNS           []string // the uplink's DNS servers as DHCP gave them
+	leaseErr           error    // why they could not be read
 }
 
-// counters implements [netstack]. What is not there counts nothing.
+// counters implements [netstack]. Without connection tracking none of it fails;
+// a counter of a kernel that tracks and does not tell is not known.
 func (k *kernel) counters() (c counters) {
-	if b, err := os.ReadFile("/proc/thread-self/net/netstat"); err == nil {
-		c.rpf, c.rpfKnown = parseNetstat(b, "IPReversePathFilter")
+	const (
+		netstat = "thread-self/net/netstat"
+		stat    = "thread-self/net/stat/nf_conntrack"
+		count   = "sys/net/netfilter/nf_conntrack_count" // there with nf_conntrack
+	)
+	b, err := os.ReadFile(filepath.Join(k.proc, netstat))
+	if c.rpfErr = err; err == nil {
+		if c.rpf, err = parseNetstat(b, "IPReversePathFilter"); err != nil {
+			c.rpfErr = fmt.Errorf("read /proc/%s: %w", netstat, err)
+		}
 	}
-	if b, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack"); err == nil {
-		c.insertFailed, c.drop, c.known = parseConntrack(b)
+	b, err = os.ReadFile(filepath.Join(k.proc, stat))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, here := os.Stat(filepath.Join(k.proc, count)); errors.Is(here, fs.ErrNotExist) {
+			return c
+		}
+	}
+	c.tracks = true
+	if c.conntrackErr = err; err == nil {
+		if c.insertFailed, c.drop, err = parseConntrack(b); err != nil {
+			c.conntrackErr = fmt.Errorf("read /proc/%s: %w", stat, err)
+		}
 	}
 	return c
 }
 
+// A counter is one of the kernel's that rises when something goes wrong.
+type counter struct {
+	value  uint64
+	known  bool   // it was read
+	rising bool   // since the reading before
+	doubt  string // why it is not known whether it rises; "" when it is
+}
+
+// take notes a reading. What is not zero at the first one may be old: the next
+// reading tells.
+func (c *counter) take(value uint64, err error) {
+	switch {
+	case err != nil:
+		*c = counter{doubt: err.Error()}
+		return
+	case !c.known && value > 0:
+		c.doubt = "whether its counter rises, the next sweep tells"
+	default:
+		c.doubt = ""
+	}
+	c.rising = c.known && value > c.value
+	c.value, c.known = value, true
+}
+
 // parseNetstat finds a counter in pairs of lines, names above values.
-func parseNetstat(b []byte, name string) (uint64, bool) {
+func parseNetstat(b []byte, name string) (uint64, error) {
 	lines := bufio.NewScanner(bytes.NewReader(b))
 	lines.Buffer(nil, 1<<16)
 	for lines.Scan() {
 		names := strings.Fields(lines.Text())
 		if !lines.Scan() {
-			return 0, false
+			break
 		}
 		values := strings.Fields(lines.Text())
 		for i, n := range names {
 			if n == name && i < len(values) {
-				v, err := strconv.ParseUint(values[i], 10, 64)
-				return v, err == nil
+				return strconv.ParseUint(values[i], 10, 64)
 			}
 		}
 	}
-	return 0, false
+	return 0, fmt.Errorf("there is no %s", name)
 }
 
 // parseConntrack sums two columns over all CPUs, a line each, in hexadecimal.
-func parseConntrack(b []byte) (insertFailed, drop uint64, ok bool) {
+func parseConntrack(b []byte) (insertFailed, drop uint64, err error) {
 	head, rest, _ := strings.Cut(string(b), "\n")
 	names := strings.Fields(head)
+	if rest == "" || !slices.Contains(names, "insert_failed") || !slices.Contains(names, "drop") {
+		return 0, 0, errors.New("there is no insert_failed or no drop")
+	}
 	for line := range strings.Lines(rest) {
 		for i, word := range strings.Fields(line) {
 			if i >= len(names) {
@@ -100,7 +151,7 @@ func parseConntrack(b []byte) (insertFailed, drop uint64, ok bool) {
 			}
 			v, err := strconv.ParseUint(word, 16, 64)
 			if err != nil {
-				return 0, 0, false
+				return 0, 0, err
 			}
 			switch names[i] {
 			case "insert_failed":
@@ -109,9 +160,8 @@ func parseConntrack(b []byte) (insertFailed, drop uint64, ok bool) {
 				drop += v
 			}
 		}
-		ok = true
 	}
-	return insertFailed, drop, ok
+	return insertFailed, drop, nil
 }
 
 // readLease reads the DNS servers of the uplink's lease (systemd-networkd's
@@ -151,8 +201,11 @@ func (v *view) samples() []probes.Sample {
 			neighbors++
 		}
 	}
-	list := []probes.Sample{{Name: "azurecni_pods", Value: float64(len(v.pods))}, {Name: "azurecni_neighbors", Value: float64(neighbors)}}
-	if v.counters.known {
+	list := []probes.Sample{{Name: "azurecni_neighbors", Value: float64(neighbors)}}
+	if v.unknown == "" {
+		list = append(list, probes.Sample{Name: "azurecni_pods", Value: float64(len(v.pods))})
+	}
+	if v.counters.tracks && v.counters.conntrackErr == nil {
 		list = append(list, probes.Sample{Name: "azurecni_conntrack_insert_failed_total", Value: float64(v.counters.insertFailed)},
 			probes.Sample{Name: "azurecni_conntrack_drop_total", Value: float64(v.counters.drop)})
 	}

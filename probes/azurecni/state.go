@@ -136,13 +136,20 @@ func readState(root tree) (state, error) {
 	return merge(found[0], found[1]), nil
 }
 
-// merge joins both files: the later one tells the pods, the plugin's the uplink.
+// merge joins both files: the later one tells the pods, the plugin's the uplink
+// and the pods' network namespaces. Where the later one is broken nobody tells.
 func merge(vnet, cns state) state {
 	s := vnet
-	if cns.changed.After(vnet.changed) && !cns.broken && len(cns.endpoints) > 0 {
-		s.path, s.changed, s.endpoints = cns.path, cns.changed, cns.endpoints
+	if cns.changed.After(vnet.changed) && (cns.broken || len(cns.endpoints) > 0) {
+		s.path, s.changed, s.broken, s.endpoints = cns.path, cns.changed, cns.broken, cns.endpoints
+		netns := make(map[string]string, len(vnet.endpoints))
+		for i := range vnet.endpoints {
+			netns[vnet.endpoints[i].container] = vnet.endpoints[i].netns
+		}
+		for i := range s.endpoints {
+			s.endpoints[i].netns = netns[s.endpoints[i].container]
+		}
 	}
-	s.broken = vnet.broken && cns.broken
 	s.flaws = slices.Concat(vnet.flaws, cns.flaws)
 	return s
 }
@@ -212,6 +219,9 @@ func parseCNS(content []byte) (s state) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(f.Endpoints)) {
 		e := f.Endpoints[id]
+		if len(e.IfnameToIPMap) == 0 {
+			s.flawed("endpoint %s has no interface", id)
+		}
 		for _, name := range slices.Sorted(maps.Keys(e.IfnameToIPMap)) {
 			i := e.IfnameToIPMap[name]
 			if !infra(i.NICType) {

@@ -70,7 +70,11 @@ func (v *view) missingRoute(p *pod, ip netip.Addr) probes.Finding {
 func (v *view) routeWrongDevice(say func(probes.Finding)) {
 	v.eachIP(func(p *pod, ip netip.Addr) {
 		list := v.hostRoutes(ip)
-		if len(list) == 0 || p.veth == "" {
+		if len(list) == 0 {
+			return
+		}
+		if p.veth == "" {
+			v.unsure(noVethTold)
 			return
 		}
 		r := list[0]
@@ -134,9 +138,12 @@ func (v *view) routeStale(say func(probes.Finding)) {
 // eachVeth calls do for each pod that should work, with its host veth; nil is none.
 func (v *view) eachVeth(do func(p *pod, l *link)) {
 	for i := range v.pods {
-		if p := &v.pods[i]; p.veth != "" {
-			do(p, v.linkNamed(p.veth))
+		p := &v.pods[i]
+		if p.veth == "" {
+			v.unsure(noVethTold)
+			continue
 		}
+		do(p, v.linkNamed(p.veth))
 	}
 }
 
@@ -231,7 +238,9 @@ func (v *view) vethMTU(say func(probes.Finding)) {
 // vethProxyARP is T-PROXY-ARP.
 func (v *view) vethProxyARP(say func(probes.Finding)) {
 	v.eachLive(func(p *pod, l *link) {
-		if l.conf && l.proxyARP == 0 {
+		if !l.conf {
+			v.unsure(untold(l.name))
+		} else if l.proxyARP == 0 {
 			key := "net.ipv4.conf." + l.name + ".proxy_arp"
 			say(probes.Finding{Subject: p.subject(p.first()), Message: key + " is 0, want 1: the pod cannot find its gateway", Observed: "0", Wanted: "1",
 				Trace: probes.Key{Domain: "sysctl", Name: key}})
@@ -280,6 +289,8 @@ func (v *view) vethNeighbor(say func(probes.Finding)) {
 			case n.state == neighFailed && v.memory.failed[ip] >= failedLooks:
 				wrong = "the pod does not answer ARP"
 			case n.state == neighFailed:
+			case p.mac == mac{} && n.state == neighValid:
+				v.unsure(noMACTold)
 			case p.mac != (mac{}) && n.mac != p.mac:
 				wrong = fmt.Sprintf("neighbour on %s is %s; the pod's MAC is %s", l.name, n.mac, p.mac)
 			case n.state == neighPermanent:
@@ -320,13 +331,18 @@ func (v *view) dualStack(say func(probes.Finding)) {
 		}
 	})
 	v.eachLive(func(p *pod, l *link) {
-		if l.conf6 && l.acceptRA != 0 {
+		if !l.conf6 {
+			v.unsure(untold(l.name))
+		} else if l.acceptRA != 0 {
 			key := "net.ipv6.conf." + l.name + ".accept_ra"
 			say(probes.Finding{Subject: p.subject(p.first()), Hold: 60 * s, Message: fmt.Sprintf("%s is %d, want 0", key, l.acceptRA), Observed: fmt.Sprint(l.acceptRA), Wanted: "0",
 				Trace: probes.Key{Domain: "sysctl", Name: key}})
 		}
 	})
-	if v.now.forward6 == 0 {
+	switch v.now.forward6 {
+	case -1:
+		v.unsure(untold("all"))
+	case 0:
 		say(probes.Finding{Subject: "net.ipv6.conf.all.forwarding", Severity: critical, Hold: 30 * s, Message: "pods have no IPv6: net.ipv6.conf.all.forwarding is 0, want 1", Observed: "0", Wanted: "1"})
 	}
 }

@@ -19,13 +19,10 @@ type memory struct {
 	nodeIP    netip.Addr          // the uplink's, when it was in order
 	explicit  map[netip.Addr]bool // platform routes that were there
 	constMAC  bool                // host veths had the constant MAC
-	fulls     uint64              // inserts refused since boot
-	fullsSeen bool
-	rising    bool
-	rpf       uint64
-	rpfSeen   bool
-	rpfRising bool
-	failed    map[netip.Addr]int // looks in a row in which a neighbour failed anew
+	fulls     counter             // inserts that the neighbour table refused
+	rpf       counter             // packets that reverse path filtering dropped
+	conntrack counter             // connections that tracking failed to insert, and packets it dropped
+	failed    map[netip.Addr]int  // looks in a row in which a neighbour failed anew
 }
 
 // A lookup is the kernel's answer to where a packet would go.
@@ -49,6 +46,7 @@ type view struct {
 	counters counters
 	gateways map[string]podGateway // by netns, when they were asked for
 	rules    *bridgeRules          // ebtables, when they were asked for
+	doubt    string                // why the invariant under judgement may be broken unseen
 
 	mode, kernelIs mode
 	uplink         *link // the NIC's
