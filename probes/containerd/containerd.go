@@ -168,8 +168,9 @@ func (p *Probe) present(ctx context.Context) bool {
 
 // sight is what one look sees beside the unit.
 type sight struct {
-	state *unit.State
-	blind bool // systemd does not say how the unit is
+	state    *unit.State
+	blind    bool // systemd does not say how the unit is
+	starting bool // the unit runs, and the runtime reads its state
 
 	findings  []probes.Finding
 	notJudged []string
@@ -179,8 +180,11 @@ type sight struct {
 // runs and nobody is about to stop it.
 func (s *sight) settled() bool { return s.blind || s.state.Running && s.state.Unit.Job == 0 }
 
-// moving tells whether systemd is at work on the unit.
+// moving tells whether systemd is at work on the unit, or has just been.
 func (s *sight) moving() bool {
+	if s.starting {
+		return true
+	}
 	switch s.state.Unit.ActiveState {
 	case "activating", "deactivating":
 		return true

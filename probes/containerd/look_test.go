@@ -227,6 +227,26 @@ func TestSocketRace(t *testing.T) {
 	})
 }
 
+// TestStarting is a runtime that listens before it has read its state, as
+// containerd 1.6.20 does for a second on the lab's nodes: "server is not
+// initialized yet".
+func TestStarting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.want(t, "in order", "")
+		w.cri.err = host.ErrStarting
+		w.unit.ActiveState, w.unit.SubState, w.unit.Job = "activating", "start", 7 // not heard yet
+		w.want(t, "restarted and not yet ready", "ContainerdNotRunning")           // with a hold of a minute
+		w.write(t, "uptime", "303.00 303.00\n")                                    // it started at 300 s
+		w.set("active", "running", 0, 621)
+		w.want(t, "ready for systemd and not yet for us", "")
+		w.write(t, "uptime", "370.00 370.00\n")
+		w.want(t, "never ready", RuntimeNotReady)
+		w.cri.err = nil
+		w.want(t, "ready", "")
+	})
+}
+
 func TestHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -20,6 +20,10 @@ var answered = []string{Hung, RuntimeNotReady, NetworkPluginNotReady, StoreHung,
 // restart's beginning.
 const keepFrom = 2 * time.Second
 
+// startWithin is how long a runtime may take to read its state once its process
+// was started: on a node of 250 pods that takes seconds.
+const startWithin = time.Minute
+
 // held is what was found of the runtime, and since when.
 type held struct {
 	probes.Finding
@@ -32,20 +36,25 @@ func (p *Probe) lookAtRuntime(ctx context.Context, s *sight) error {
 	var err error
 	asked := s.settled()
 	if asked {
-		if found, err = p.askRuntime(ctx, s); errors.Is(err, host.ErrNobodyListens) {
-			found, err = nil, nil
-			if p.stillSettled(ctx, s) {
-				found = []probes.Finding{p.nobodyListens(ctx, s.blind)}
-			} else {
-				asked = false
-			}
+		if found, err = p.askRuntime(ctx, s); err != nil && !p.stillSettled(ctx, s) {
+			asked = false // a restart has begun: what it says is no answer
 		}
 	}
-	if !asked {
+	switch {
+	case !asked:
 		p.repeat(s)
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, host.ErrNobodyListens):
+		found = []probes.Finding{p.nobodyListens(ctx, s.blind)}
+	case errors.Is(err, host.ErrStarting) && s.state.Since > 0 && s.state.Since < startWithin:
+		s.starting = true
+		p.repeat(s)
+		return nil
+	case errors.Is(err, host.ErrStarting) && s.state.Since > 0:
+		f := p.finding(RuntimeNotReady, p.name, p.name+" still says, long after its start, that it is not initialized")
+		f.ID = noPlugin
+		found = []probes.Finding{f}
+	case err != nil:
 		p.repeat(s)
 		return err
 	}

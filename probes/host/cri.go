@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -44,6 +45,8 @@ var (
 	// ErrNobodyListens says that the runtime is dead: there is no socket, or
 	// nobody behind it.
 	ErrNobodyListens = errors.New("nobody listens")
+	// ErrStarting says that the runtime listens and has not read its state yet.
+	ErrStarting = errors.New("the runtime is starting")
 	// ErrNoAnswer says that the runtime hangs: somebody listens and does not
 	// answer in time. It wraps [context.DeadlineExceeded].
 	ErrNoAnswer = fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
@@ -214,6 +217,8 @@ func criError(err error) error {
 		return context.Canceled
 	case s.Code() == codes.Unimplemented:
 		return fmt.Errorf("the runtime does not know the call: %w", errors.ErrUnsupported)
+	case strings.Contains(s.Message(), "not initialized yet"): // containerd's "server is not initialized yet"; its code differs by version
+		return ErrStarting
 	case s.Code() == codes.Unavailable: // the connection ended under the call
 		return ErrNobodyListens
 	case s.Code() == codes.ResourceExhausted:
