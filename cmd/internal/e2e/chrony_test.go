@@ -69,17 +69,6 @@ func wrongTime(off string) error {
 	}
 }
 
-// A chronyFault is something done to chrony, and what is to be said within what time.
-type chronyFault struct {
-	name, reason, text string
-	breaks, repairs    string
-	within             time.Duration
-	clear              time.Duration // 0: soonChrony
-}
-
-// soonChrony is how long an all-clear may take: a light look comes every five seconds.
-const soonChrony = 10 * time.Second
-
 const (
 	chronyConf = "/etc/chrony/chrony.conf"
 	restore    = "cp /root/chrony.conf " + chronyConf + "; "
@@ -97,7 +86,7 @@ func serverAt(off string) string {
 
 const rightServer = restore + "systemctl restart chrony; systemctl stop wrong"
 
-var chronyFaults = map[string][]chronyFault{
+var chronyFaults = map[string][]fault{
 	"node0": {
 		{name: "killed", reason: "ChronyNotRunning", text: "chrony.service has failed: killed by SIGKILL", within: 5 * time.Second,
 			breaks: "systemctl kill -s KILL chrony", repairs: "systemctl start chrony"},
@@ -134,35 +123,6 @@ var chronyFaults = map[string][]chronyFault{
 	},
 }
 
-// try breaks chrony, waits for the word, repairs it, and waits for the all-clear.
-func (f chronyFault) try(t *testing.T, node string) {
-	const condition = "TimeSyncDrift"
-	until(t, node, condition, time.Minute, isFalse)
-	refill(t, node)
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs) })
-	began := time.Now()
-	sh(t, node, f.breaks)
-	c, _ := until(t, node, condition, f.within+15*time.Second, isTrue(f.reason, f.text))
-	raised := time.Since(began)
-	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 {
-		t.Errorf("the message does not say who acts, or is longer than 160 bytes: %q", c.Message)
-	}
-	if raised > f.within {
-		t.Errorf("raised after %s, want at most %s", raised, f.within)
-	}
-	limit := max(f.clear, soonChrony)
-	began = time.Now()
-	sh(t, node, f.repairs)
-	until(t, node, condition, limit+15*time.Second, isFalse)
-	cleared := time.Since(began)
-	t.Logf("%s: raised %.1f s, cleared %.1f s: %s %q", node, raised.Seconds(), cleared.Seconds(), c.Reason, c.Message)
-	if cleared > limit {
-		t.Errorf("cleared after %s, want at most %s", cleared, limit)
-	}
-	record(f.reason, "condition", raised, cleared)
-	hasEvents(t, node, f.reason)
-}
-
 // Healthy nodes are False, although their kernel says STA_UNSYNC: what only a
 // disciplined clock can tell is not judged.
 func TestHealthyChrony(t *testing.T) {
@@ -194,9 +154,7 @@ func TestChrony(t *testing.T) {
 		}
 		t.Run(node, func(t *testing.T) {
 			t.Parallel()
-			for _, f := range list {
-				t.Run(f.name, func(t *testing.T) { f.try(t, node) })
-			}
+			tryAll(t, node, "TimeSyncDrift", soonish, list)
 		})
 	}
 }

@@ -2,10 +2,7 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"maps"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -30,7 +27,7 @@ const (
 )
 
 // A daemon that is down is told within 5 s, one that hangs within 12 s.
-var containerdDown = []unitFault{
+var containerdDown = []fault{
 	{name: "stopped", reason: "ContainerdNotRunning", text: "containerd.service does not run: it was stopped", within: 5 * time.Second,
 		breaks: "systemctl stop containerd", repairs: "systemctl start containerd"},
 	{name: "stopped by a signal", reason: "ContainerdHung", text: "does not answer", within: 12 * time.Second,
@@ -46,7 +43,7 @@ var containerdDown = []unitFault{
 }
 
 // What is pending is told within its hold (1 s in the lab) and 3 s.
-var containerdPending = []unitFault{
+var containerdPending = []fault{
 	{name: "configuration edited", reason: "ContainerdConfigNotLoaded", text: "sandbox_image", within: 4 * time.Second,
 		breaks: "cp " + criConfig + " /root/; sed -i 's/sandbox_image = .*/sandbox_image = \"localhost\\/other:1\"/' " + criConfig, repairs: "cp /root/config.toml " + criConfig},
 	{name: "configuration broken", reason: "ContainerdConfigNotLoaded", text: "will not start with it", within: 4 * time.Second,
@@ -64,7 +61,7 @@ var containerdPending = []unitFault{
 
 // A conflist that was taken away and put back is not loaded by containerd 1.6.20
 // until it is restarted.
-var containerdNetwork = []unitFault{
+var containerdNetwork = []fault{
 	{name: "conflist removed", reason: "NetworkPluginNotReady", text: "no configuration in /etc/cni/net.d", within: 15 * time.Second,
 		breaks: "mv " + conflist + " /root/", repairs: "mv /root/10-lab.conflist " + conflist + "; " + restartCRI},
 	{name: "conflist put back and not loaded", reason: "NetworkPluginNotReady", text: "is in place and not loaded", within: 15 * time.Second,
@@ -86,78 +83,15 @@ var containerdNetwork = []unitFault{
 
 func TestContainerd(t *testing.T) {
 	need(t)
-	for node, list := range map[string][]unitFault{"node0": containerdDown, "node1": containerdPending, "node2": containerdNetwork} {
+	for node, list := range map[string][]fault{"node0": containerdDown, "node1": containerdPending, "node2": containerdNetwork} {
 		t.Run(node, func(t *testing.T) {
 			t.Parallel()
-			for _, f := range list {
-				t.Run(f.name, func(t *testing.T) { f.on(t, node, "ContainerdDrift") })
-			}
-			switch node {
-			case "node0":
-				t.Run("died and restarted", func(t *testing.T) { containerdDied(t, node) })
+			tryAll(t, node, "ContainerdDrift", soonish, list)
+			if node == "node0" {
+				t.Run("died and restarted", func(t *testing.T) { died(t, node, "Containerd", "containerd", 12*time.Second) }) // RestartSec=5
 				t.Run("socket out of reach", func(t *testing.T) { containerdUnknown(t, node) })
-			case "node1":
-				t.Run("quiet", func(t *testing.T) { containerdQuiet(t, node) })
 			}
 		})
-	}
-}
-
-// on breaks a daemon, waits for the word, repairs it, and waits for the all-clear.
-func (f unitFault) on(t *testing.T, node, kind string) {
-	until(t, node, kind, time.Minute, isFalse)
-	refill(t, node)
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs) })
-	sh(t, node, f.breaks)
-	began := time.Now() // to stop a unit takes its time
-	c, _ := until(t, node, kind, f.within+10*time.Second, isTrue(f.reason, f.text))
-	raised := time.Since(began)
-	t.Logf("%s: %.1f s: %s %q", node, raised.Seconds(), c.Reason, c.Message)
-	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 || strings.Contains(c.Message, "more;") {
-		t.Errorf("the message does not say who acts, says more than one thing, or is longer than 160 bytes: %q", c.Message)
-	}
-	if raised > f.within {
-		t.Errorf("raised after %s, want at most %s", raised, f.within)
-	}
-	limit := max(f.clear, soonUnit)
-	sh(t, node, f.repairs)
-	began = time.Now()
-	until(t, node, kind, limit+10*time.Second, isFalse)
-	cleared := time.Since(began)
-	if cleared > limit {
-		t.Errorf("cleared after %s, want at most %s", cleared, limit)
-	}
-	record(f.reason, "condition", raised, cleared)
-	hasEvents(t, node, f.reason)
-}
-
-// containerdDied kills a containerd that systemd starts again: no state, but an Event.
-func containerdDied(t *testing.T, node string) {
-	before, _ := until(t, node, "ContainerdDrift", time.Minute, isFalse)
-	told, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	began := time.Now()
-	sh(t, node, "systemctl kill -s KILL --kill-who=main containerd")
-	for {
-		list, err := events(t.Context(), node)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i := slices.IndexFunc(list, func(e event) bool { return e.Reason == "ContainerdDied" && !slices.Contains(told, e) }); i >= 0 {
-			t.Logf("%s: %.1f s: %q", node, time.Since(began).Seconds(), list[i].Message)
-			break
-		}
-		if time.Since(began) > 5*time.Second {
-			t.Fatal("no Event after 5 s")
-		}
-	}
-	record("ContainerdDied", "Event", time.Since(began), 0)
-	time.Sleep(12 * time.Second) // RestartSec=5
-	if now, _ := until(t, node, "ContainerdDrift", soonUnit, isFalse); !now.LastTransitionTime.Equal(before.LastTransitionTime) {
-		// The lab's holds of 1 s are shorter than RestartSec: what the runtime does not answer meanwhile may be told here.
-		t.Log("with the lab's short holds, a death that systemd mends was a transition")
 	}
 }
 
@@ -178,62 +112,4 @@ func containerdUnknown(t *testing.T, node string) {
 	sh(t, node, "chmod 711 /run/containerd")
 	_, cleared := until(t, node, "ContainerdDrift", 30*time.Second, isFalse)
 	t.Logf("%s: False again after %.1f s", node, cleared.Seconds())
-}
-
-// containerdQuiet does what is lawful: not one transition.
-func containerdQuiet(t *testing.T, node string) {
-	before, _ := until(t, node, "ContainerdDrift", time.Minute, isFalse)
-	time.Sleep(2 * time.Second)
-	told, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A restart in the middle of a pod's end leaves a shim behind for good (seen with
-	// 1.6.20), which is no false alarm: pods churn between restarts.
-	pods := 0
-	for range 5 {
-		pods += churn(t, node, pods, 6)
-		sh(t, node, restartCRI)
-		time.Sleep(3 * time.Second)
-	}
-	sh(t, node, "touch "+criConfig+" "+conflist)
-	for began := time.Now(); time.Since(began) < 45*time.Second; { // a list of sandboxes and its second
-		pods += churn(t, node, pods, 6)
-	}
-	t.Logf("%s: %d pods came and went", node, pods)
-	after, _ := until(t, node, "ContainerdDrift", soonUnit, isFalse)
-	if !after.LastTransitionTime.Equal(before.LastTransitionTime) {
-		t.Errorf("a transition at %s", after.LastTransitionTime)
-	}
-	now, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range now {
-		if (strings.HasPrefix(e.Reason, "Containerd") || e.Reason == "OrphanShims") && !slices.Contains(told, e) {
-			t.Errorf("an Event: %s %q", e.Reason, e.Message)
-		}
-	}
-}
-
-// churn makes some pods, takes each away as soon as it was started, and waits until
-// the node has none of them.
-func churn(t *testing.T, node string, first, n int) int {
-	t.Helper()
-	for i := first; i < first+n; i++ {
-		pod := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "churn-%d", "namespace": "default"}, "spec": {"nodeName": %q, "terminationGracePeriodSeconds": 0,
-		  "containers": [{"name": "c", "image": "localhost/pause:1", "imagePullPolicy": "Never"}]}}`, i, node)
-		if out, err := testLab.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	for i := first; i < first+n; i++ {
-		if out, err := testLab.Kubectl(t.Context(), nil, "delete", "pod", fmt.Sprint("churn-", i), "--timeout=60s"); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	for began := time.Now(); strings.TrimSpace(sh(t, node, "pgrep -cf 'containerd-shim-runc-v[2]' || true")) != "1" && time.Since(began) < 20*time.Second; { // our own pod's
-		time.Sleep(200 * time.Millisecond)
-	}
-	return n
 }

@@ -10,25 +10,14 @@ import (
 	"time"
 )
 
-// soon is how long a condition may take to follow the node, the lab's holds of at
-// most a second included.
-const soon = 2 * time.Second
-
-// A fault is something broken and repaired on a node, and what is to be said.
-type fault struct {
-	name, reason, condition, text string
-	breaks, repairs               string             // shell lines in the node
-	breakBy                       func(t *testing.T) // instead of breaks
-	info                          bool               // seen in the agent's document only: info never turns a condition True
-	beside                        bool               // worse findings stand beside it
-}
-
 func TestDrift(t *testing.T) {
 	need(t)
 	const fin = "net.ipv4.tcp_fin_timeout"
 	faults := []fault{
 		{name: "a sysctl written from another pod", reason: "SysctlChanged", condition: "SysctlDrift", text: "net.ipv4.ip_forward is 0, want 1",
-			breakBy: func(t *testing.T) { toolbox(t, "node0", "writer", "write", "/proc/sys/net/ipv4/ip_forward", "0") },
+			breakBy: func(t *testing.T, node string) {
+				toolbox(t, node, "writer", "write", "/proc/sys/net/ipv4/ip_forward", "0")
+			},
 			repairs: "sysctl -w net.ipv4.ip_forward=1"},
 		{name: "a sysctl written on the host", reason: "SysctlChanged", condition: "SysctlDrift", text: fin + " is 30, want 60",
 			breaks: "sysctl -w " + fin + "=30", repairs: "sysctl -w " + fin + "=60"},
@@ -95,123 +84,6 @@ var aksFaults = []fault{
 	{name: "a customer's file beats AKS's", reason: "SysctlConflict", condition: "SysctlDrift", info: true,
 		breaks:  beAKS + "; echo net.ipv4.tcp_fin_timeout=60 >/etc/sysctl.d/zz-mine.conf; echo net.ipv4.tcp_fin_timeout=61 >/etc/sysctl.d/999-sysctl-aks.conf",
 		repairs: "rm /etc/sysctl.d/zz-mine.conf /etc/sysctl.d/999-sysctl-aks.conf /etc/kubernetes/azure.json"},
-}
-
-// try breaks the node, waits for the right word, repairs it, and waits for the
-// all-clear.
-func (f fault) try(t *testing.T, node string) {
-	if f.info {
-		f.tryInfo(t, node)
-		return
-	}
-	until(t, node, f.condition, 30*time.Second, isFalse)
-	refill(t, node)
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(t.Context(), "sh", "-c", f.repairs) })
-	if f.breakBy != nil {
-		f.breakBy(t)
-	} else {
-		sh(t, node, f.breaks)
-	}
-	said := isTrue(f.reason, f.text)
-	if f.beside {
-		said = func(c condition) bool { return c.Status == "True" && finds(t, node, f.reason) }
-	}
-	c, raised := until(t, node, f.condition, 10*time.Second, said)
-	t.Logf("%s: %s %s %q", node, c.Type, c.Reason, c.Message)
-	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 {
-		t.Errorf("the message does not say who acts, or is longer than 160 bytes: %q", c.Message)
-	}
-	all, err := conditions(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	summary, want := all["NodeDrift"], "True"
-	if f.reason == "RebootRequired" {
-		want = "False" // routine
-	}
-	if summary.Status != want {
-		t.Errorf("NodeDrift is %s %s, want %s", summary.Status, summary.Reason, want)
-	}
-	sh(t, node, f.repairs)
-	_, cleared := until(t, node, f.condition, 10*time.Second, isFalse)
-	until(t, node, "NodeDrift", soon, isFalse)
-	for what, took := range map[string]time.Duration{"raised": raised, "cleared": cleared} {
-		if took > soon {
-			t.Errorf("%s after %s, want at most %s", what, took, soon)
-		}
-	}
-	record(f.reason, "condition", raised, cleared)
-	if !f.beside {
-		hasEvents(t, node, f.reason)
-	}
-}
-
-// tryInfo does the same for a reason that stands in the agent's document only.
-func (f fault) tryInfo(t *testing.T, node string) {
-	sh(t, node, f.breaks)
-	began := time.Now()
-	for !finds(t, node, f.reason) {
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("%s is not found: %+v", f.reason, document(t, node))
-		}
-	}
-	raised := time.Since(began)
-	sh(t, node, f.repairs)
-	began = time.Now()
-	for finds(t, node, f.reason) {
-		if time.Since(began) > 10*time.Second {
-			t.Fatalf("%s does not clear", f.reason)
-		}
-	}
-	record(f.reason, "document (info)", raised, time.Since(began))
-}
-
-// hasEvents checks that both edges were told, and that describe shows them.
-func hasEvents(t *testing.T, node, reason string) {
-	t.Helper()
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		list, err := events(t.Context(), node)
-		if err != nil {
-			t.Fatal(err)
-		}
-		types := map[string]bool{}
-		for _, e := range list {
-			if e.Reason == reason {
-				types[e.Type] = true
-			}
-		}
-		if types["Warning"] && types["Normal"] {
-			break
-		}
-		if time.Since(began) > 20*time.Second {
-			t.Fatalf("Events of %s on %s: %v, want Warning and Normal", reason, node, types)
-		}
-	}
-	out, err := testLab.Kubectl(t.Context(), nil, "describe", "node", node)
-	if err != nil || !strings.Contains(out[strings.LastIndex(out, "\nEvents:"):], reason) {
-		t.Errorf("kubectl describe node %s does not show the Event %s (%v)", node, reason, err)
-	}
-}
-
-// refill waits until the agent may write again at once: it applies at most once
-// in ten seconds, with a burst of three, and each fault takes two to four.
-func refill(t *testing.T, node string) {
-	t.Helper()
-	for began := time.Now(); time.Since(began) < 40*time.Second; time.Sleep(time.Second) {
-		list, err := testLab.Audit(t.Context(), time.Now().Add(-25*time.Second), "system:serviceaccount:nodedrift-system:nodedrift")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := 0
-		for _, r := range list {
-			if r.Verb == "patch" && r.Path == fmt.Sprintf("/api/v1/nodes/%s/status", node) {
-				n++
-			}
-		}
-		if n == 0 {
-			return
-		}
-	}
 }
 
 // ServiceRestartRequired needs rights that the pod goes without on most kernels:

@@ -9,34 +9,16 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // What cannot be had on a lab node.
 func init() {
 	fixtureOnly["KubeletSyncLoopStuck"] = "no mount of the lab hangs in state D, and kubelet 1.36 does not tell its sync loop's health on the health port"
 }
-
-// A unitFault is something done to kubelet, and what is to be said within what time.
-type unitFault struct {
-	name, reason, text string
-	breaks, repairs    string
-	breakBy            func(t *testing.T, node string) // instead of breaks
-	within             time.Duration
-	clear              time.Duration // 0: soonUnit
-}
-
-// soonUnit is how long an all-clear may take: kubelet needs two seconds to start,
-// and a light look comes every five.
-const soonUnit = 10 * time.Second
 
 const (
 	unitFile   = "/etc/systemd/system/kubelet.service"
@@ -47,7 +29,7 @@ const (
 
 // Downs are raised within 5 s, a hang within 12 s, what is pending within its hold
 // (1 s in the lab) and 3 s.
-var kubeletDown = []unitFault{
+var kubeletDown = []fault{
 	{name: "stopped", reason: "KubeletNotRunning", text: "kubelet.service does not run: it was stopped", within: 5 * time.Second,
 		breaks: "systemctl stop kubelet", repairs: "systemctl start kubelet"},
 	{name: "masked", reason: "KubeletNotRunning", text: "masked", within: 5 * time.Second,
@@ -63,7 +45,7 @@ var kubeletDown = []unitFault{
 		repairs: "iptables -D INPUT -i lo -p tcp --dport 10248 -j REJECT --reject-with tcp-reset"},
 }
 
-var kubeletPending = []unitFault{
+var kubeletPending = []fault{
 	{name: "configuration edited", reason: "KubeletConfigNotLoaded", text: config, within: 4 * time.Second,
 		breaks: "cp " + config + " /root/; sed -i '1s/{/{\"maxPods\": 99,/' " + config, repairs: "cp /root/config.json " + config},
 	{name: "drop-in in a new folder", reason: "KubeletDaemonReloadNeeded", text: "kubelet.service", within: 4 * time.Second,
@@ -77,7 +59,7 @@ var kubeletPending = []unitFault{
 		repairs: "cp /root/config.json " + config},
 }
 
-var kubeletCertificates = []unitFault{
+var kubeletCertificates = []fault{
 	{name: "an expiring pair", reason: "KubeletCertificateExpiring", text: "expires", within: 5 * time.Second,
 		breakBy: func(t *testing.T, node string) {
 			cert, key := keyPair(t, -99*24*time.Hour, 24*time.Hour)
@@ -107,15 +89,13 @@ var kubeletCertificates = []unitFault{
 
 func TestKubelet(t *testing.T) {
 	need(t)
-	for node, list := range map[string][]unitFault{"node0": kubeletDown, "node1": kubeletPending, "node2": kubeletCertificates} {
+	for node, list := range map[string][]fault{"node0": kubeletDown, "node1": kubeletPending, "node2": kubeletCertificates} {
 		t.Run(node, func(t *testing.T) {
 			t.Parallel()
-			for _, f := range list {
-				t.Run(f.name, func(t *testing.T) { f.try(t, node) })
-			}
+			tryAll(t, node, "KubeletDrift", soonish, list)
 			switch node {
 			case "node0":
-				t.Run("died and restarted", func(t *testing.T) { kubeletDied(t, node) })
+				t.Run("died and restarted", func(t *testing.T) { died(t, node, "Kubelet", "kubelet", 5*time.Second) })
 				t.Run("systemd does not answer", func(t *testing.T) { kubeletUnknown(t, node) })
 			case "node2":
 				t.Run("an alpha feature", func(t *testing.T) {
@@ -123,70 +103,8 @@ func TestKubelet(t *testing.T) {
 						breaks:  "cp " + config + " /root/; sed -i '1s/{/{\"featureGates\": {\"CPUManagerPolicyAlphaOptions\": true},/' " + config + "; systemctl restart kubelet",
 						repairs: "cp /root/config.json " + config + "; systemctl restart kubelet"}.tryInfo(t, node)
 				})
-				t.Run("quiet", func(t *testing.T) { kubeletQuiet(t, node) })
 			}
 		})
-	}
-}
-
-// try breaks kubelet, waits for the word, repairs it, and waits for the all-clear.
-func (f unitFault) try(t *testing.T, node string) {
-	const condition = "KubeletDrift"
-	until(t, node, condition, time.Minute, isFalse)
-	refill(t, node)
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(t.Context(), "sh", "-c", f.repairs) })
-	if f.breakBy != nil {
-		f.breakBy(t, node)
-	} else {
-		sh(t, node, f.breaks)
-	}
-	began := time.Now() // to stop a unit takes its time
-	c, _ := until(t, node, condition, f.within+10*time.Second, isTrue(f.reason, f.text))
-	raised := time.Since(began)
-	t.Logf("%s: %.1f s: %s %q", node, raised.Seconds(), c.Reason, c.Message)
-	if !strings.Contains(c.Message, "; acts: ") || len(c.Message) > 160 {
-		t.Errorf("the message does not say who acts, or is longer than 160 bytes: %q", c.Message)
-	}
-	if raised > f.within {
-		t.Errorf("raised after %s, want at most %s", raised, f.within)
-	}
-	limit := max(f.clear, soonUnit)
-	began = time.Now()
-	sh(t, node, f.repairs)
-	until(t, node, condition, limit+10*time.Second, isFalse)
-	cleared := time.Since(began)
-	if cleared > limit {
-		t.Errorf("cleared after %s, want at most %s", cleared, limit)
-	}
-	record(f.reason, "condition", raised, cleared)
-	hasEvents(t, node, f.reason)
-}
-
-// kubeletDied kills a kubelet that systemd starts again: no state, but an Event.
-func kubeletDied(t *testing.T, node string) {
-	c, _ := until(t, node, "KubeletDrift", time.Minute, isFalse)
-	began := time.Now()
-	sh(t, node, "systemctl kill -s KILL kubelet")
-	for {
-		list, err := events(t.Context(), node)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i := slices.IndexFunc(list, func(e event) bool { return e.Reason == "KubeletDied" }); i >= 0 {
-			t.Logf("%s: %.1f s: %q", node, time.Since(began).Seconds(), list[i].Message)
-			if !strings.Contains(list[i].Message, "SIGKILL") {
-				t.Errorf("the Event does not say how: %q", list[i].Message)
-			}
-			break
-		}
-		if time.Since(began) > 5*time.Second {
-			t.Fatal("no Event after 5 s")
-		}
-	}
-	record("KubeletDied", "Event", time.Since(began), 0)
-	time.Sleep(5 * time.Second)
-	if now, _ := until(t, node, "KubeletDrift", soonUnit, isFalse); !now.LastTransitionTime.Equal(c.LastTransitionTime) {
-		t.Error("one death that systemd mends is a transition")
 	}
 }
 
@@ -211,56 +129,6 @@ func kubeletUnknown(t *testing.T, node string) {
 	syscall.Kill(pid, syscall.SIGCONT)
 	_, cleared := until(t, node, "KubeletDrift", time.Minute, isFalse)
 	t.Logf("%s: False again after %.1f s", node, cleared.Seconds())
-}
-
-// kubeletQuiet does what is lawful: not one transition.
-func kubeletQuiet(t *testing.T, node string) {
-	before, _ := until(t, node, "KubeletDrift", time.Minute, isFalse)
-	time.Sleep(2 * time.Second)
-	told, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(10 * time.Second) // systemd starts a unit five times in ten seconds, no more
-	for range 5 {
-		sh(t, node, "systemctl restart kubelet")
-		time.Sleep(3 * time.Second)
-	}
-	sh(t, node, "systemctl daemon-reexec")
-	time.Sleep(3 * time.Second)
-	sh(t, node, "systemctl daemon-reload")
-	time.Sleep(2 * time.Second)
-
-	// dpkg is at work: what it leaves half done meanwhile is its own.
-	lock, err := os.OpenFile(filepath.Join(testLab.Node(node).Root(), "var/lib/dpkg/lock"), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.FcntlFlock(lock.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
-		t.Fatal(err)
-	}
-	sh(t, node, "mkdir -p "+dropIns+"; printf '[Service]\\nEnvironment=A=1\\n' >"+dropIns+"/10-a.conf; "+
-		"cp /usr/local/bin/kubelet /usr/local/bin/new; mv /usr/local/bin/new /usr/local/bin/kubelet")
-	time.Sleep(8 * time.Second)
-	sh(t, node, "rm -r "+dropIns+"; systemctl daemon-reload; systemctl restart kubelet")
-	time.Sleep(3 * time.Second)
-	lock.Close()
-	time.Sleep(8 * time.Second)
-
-	after, _ := until(t, node, "KubeletDrift", soonUnit, isFalse)
-	if !after.LastTransitionTime.Equal(before.LastTransitionTime) {
-		t.Errorf("a transition at %s", after.LastTransitionTime)
-	}
-	now, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range now {
-		if strings.HasPrefix(e.Reason, "Kubelet") && !slices.Contains(told, e) {
-			t.Errorf("an Event: %s %q", e.Reason, e.Message)
-		}
-	}
 }
 
 // keyPair makes a certificate and its key that began and ends at times from now.
