@@ -272,7 +272,7 @@ func (l *loop) show(seen *looked) {
 		v.fingerprints = seen.Fingerprints
 	}
 	if l.state.NotApplicable != "" {
-		v.samples, v.fingerprints = nil, nil
+		v.samples, v.fingerprints = seen.Samples, nil // how much of it does not apply
 	}
 	if seen.Keep == nil || maps.Equal(seen.Keep, v.keep) {
 		return

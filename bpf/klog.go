@@ -92,11 +92,14 @@ const logEvery = 10 * time.Second
 // fallBack reads the kernel log for what no detector tells.
 func (t *Tracer) fallBack() {
 	found, err := t.klog.read()
+	say := "the kernel log tells, some seconds later"
 	if err != nil {
 		t.cfg.Log.Warn("the kernel log does not tell either", "error", err)
-		t.klog = nil
-		return
+		t.klog, say = nil, "nor does the kernel log: "+err.Error()
 	}
+	t.mu.Lock()
+	t.logSay = say
+	t.mu.Unlock()
 	for _, e := range found {
 		if t.told(e.reason) {
 			continue

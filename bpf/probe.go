@@ -41,6 +41,7 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 		return look, ctx.Err()
 	}
 	active, why := 0, errors.New("nothing is asked for")
+	instead := p.tracer.instead()
 	for _, s := range p.tracer.States() {
 		value := 0.0
 		if s.Active {
@@ -48,14 +49,24 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 			value = 1
 		} else {
 			why = errors.New(s.Reason)
-			look.NotJudged = append(look.NotJudged, detectorOf[s.Detector]+": detector "+s.Detector+": "+s.Reason)
+			look.NotJudged = append(look.NotJudged, detectorOf[s.Detector]+": detector "+s.Detector+": "+s.Reason+instead[detectorOf[s.Detector]])
 		}
 		look.Samples = append(look.Samples, probes.Sample{Name: "bpf_detector_active", Labels: []string{s.Detector}, Value: value})
 	}
 	if active == 0 {
-		return look, fmt.Errorf("who did what is not known: %w: %w", why, probes.ErrNotApplicable)
+		return look, fmt.Errorf("who did what is not known: %w%s: %w", why, instead[OOMKilled], probes.ErrNotApplicable)
 	}
 	return look, nil
+}
+
+// instead says, of the reasons that the kernel log tells too, whether it does.
+func (t *Tracer) instead() map[string]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.logSay == "" {
+		return nil
+	}
+	return map[string]string{OOMKilled: "; " + t.logSay, TaskHung: "; " + t.logSay}
 }
 
 // Watch implements [probes.Watcher].

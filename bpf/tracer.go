@@ -25,6 +25,7 @@ import (
 
 // Config says what to trace.
 type Config struct {
+	Off    string // why nothing is to be traced; "" when it is
 	Root   string // where the node's root is mounted
 	Sysctl bool   // who writes watched keys of /proc/sys
 	TCP    bool   // how connections to the peers end that Tracer.Peers names
@@ -51,7 +52,8 @@ type Tracer struct {
 
 	waking atomic.Bool // a second look is on its way
 
-	klog *klog // nil: not needed, or refused; owned by mind
+	klog   *klog  // nil: not needed, or refused; owned by mind
+	logSay string // of the kernel log: what it tells instead, or why not; under mu
 
 	rare rare // owned by the goroutine that reads rare events
 
@@ -133,6 +135,14 @@ func (t *Tracer) States() (all []State) {
 	}
 	return all
 }
+
+// Tried is closed once every detector was tried: from then on it takes no right to
+// BPF.
+func (t *Tracer) Tried() <-chan struct{} { return t.tried }
+
+// ReadsLog tells whether the kernel log is read in place of a detector, once all
+// were tried.
+func (t *Tracer) ReadsLog() bool { return !t.told(OOMKilled) || !t.told(TaskHung) }
 
 // Who returns who last did something to key, not earlier than since on
 // CLOCK_MONOTONIC.
@@ -226,6 +236,12 @@ func (t *Tracer) Run(ctx context.Context) error {
 
 // attach tries every detector. One that is refused keeps no other from working.
 func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
+	if t.cfg.Off != "" {
+		for _, s := range t.states {
+			s.set(false, t.cfg.Off)
+		}
+		return
+	}
 	l, err := newLoader(t.cfg.Root)
 	refused := map[string][]string{}
 	for _, s := range t.states {
@@ -413,7 +429,7 @@ func (t *Tracer) mind(ctx context.Context) {
 	tick := time.NewTicker(countEvery)
 	defer tick.Stop()
 	var counted, logged time.Time
-	if !t.told(OOMKilled) || !t.told(TaskHung) {
+	if t.ReadsLog() {
 		t.klog = &klog{since: monotonic()}
 	}
 	for {

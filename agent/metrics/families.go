@@ -38,6 +38,7 @@ var (
 	buildInfo     = gauge("build_info", "What is running.", "version", "revision", "goversion")
 	reloadOK      = gauge("config_last_reload_successful", "0 while a changed configuration is refused and the last good one is kept.")
 	reloadAt      = gauge("config_last_reload_success_timestamp_seconds", "When the configuration was last taken over.")
+	lockHolds     = gauge("lock_holds", "1 while this process cannot change the host: capabilities dropped, writing closed by landlock, other ways by a filter of syscalls.", "lock")
 	dropped       = counter("metrics_dropped_total", "Numbers that were not shown because name, label or value is not one that may be.")
 )
 

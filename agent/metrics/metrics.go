@@ -39,7 +39,8 @@ type Publishing interface {
 // Config is what [Metrics] are made of. Source is needed.
 type Config struct {
 	Source   func() agent.Snapshot
-	API      Publishing // nil: nothing is published to the API server
+	API      Publishing             // nil: nothing is published to the API server
+	Locks    func() map[string]bool // nil: none; what this process has locked itself out of, by lock
 	Node     string
 	Kernel   string // release, as in uname -r
 	Version  string // of this program
@@ -127,6 +128,11 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	c.measured(&s)
 	if m.cfg.API != nil {
 		c.publishing(m.cfg.API)
+	}
+	if m.cfg.Locks != nil {
+		for name, holds := range m.cfg.Locks() {
+			c.put(lockHolds, number(holds), name)
+		}
 	}
 	m.own(c)
 	c.put(dropped, float64(m.total(c.dropped)))

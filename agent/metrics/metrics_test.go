@@ -183,7 +183,7 @@ func TestHostileSamples(t *testing.T) {
 // Names are a contract with dashboards and alerts.
 func TestNames(t *testing.T) {
 	t.Parallel()
-	want := "build_info condition config_last_reload_success_timestamp_seconds config_last_reload_successful finding fingerprint_info metrics_dropped_total " +
+	want := "build_info condition config_last_reload_success_timestamp_seconds config_last_reload_successful finding fingerprint_info lock_holds metrics_dropped_total " +
 		"node_info occurrences_total probe_duration_seconds probe_last_success_timestamp_seconds probe_runs_total publish_events_dropped_total " +
 		"publish_last_success_timestamp_seconds publish_pending publish_requests_total source_hearing source_lost_total transitions_total"
 	for name := range strings.FieldsSeq(want) {

@@ -39,6 +39,7 @@ type Config struct {
 
 	Source  func() agent.Snapshot
 	Metrics http.Handler // nil: none
+	Self    func() any   // nil: none; what there is to tell of this process, as JSON
 	Alive   func() error // nil: always; fails when a loop has stopped turning
 	Ready   func() error // nil: always; fails before the first full pass
 	Version string       // of this program, for the page
@@ -131,7 +132,13 @@ func (s *Server) Handler(everything bool) http.Handler {
 	}
 	if everything {
 		mux.HandleFunc("/{$}", s.page)
-		mux.HandleFunc("/api/v1/status", s.status)
+		mux.HandleFunc("/api/v1/status", func(w http.ResponseWriter, _ *http.Request) {
+			d := s.cfg.Source().Document
+			s.document(w, &d)
+		})
+		if s.cfg.Self != nil {
+			mux.HandleFunc("/api/v1/self", func(w http.ResponseWriter, _ *http.Request) { s.document(w, s.cfg.Self()) })
+		}
 	}
 	return guard(mux)
 }
@@ -172,10 +179,9 @@ func health(check func() error) http.HandlerFunc {
 	}
 }
 
-// status serves the document.
-func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	d := s.cfg.Source().Document
-	b, err := json.Marshal(&d)
+// document serves d as JSON.
+func (s *Server) document(w http.ResponseWriter, d any) {
+	b, err := json.Marshal(d)
 	if err != nil {
 		s.cfg.Log.Error("encode the document", "error", err)
 		http.Error(w, "the document cannot be encoded", http.StatusInternalServerError)

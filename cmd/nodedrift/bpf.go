@@ -13,12 +13,16 @@ import (
 	"github.com/nodedrift/nodedrift/probes/sysctl"
 )
 
-// newTracer makes what the configuration asks for; nil when it asks for nothing.
-func newTracer(cfg *config, node *host.Node, root string, log *slog.Logger) *bpf.Tracer {
-	if off(cfg.BPF.Enabled) {
-		return nil
+// newTracer makes what the flags and the configuration ask for.
+func newTracer(cfg *config, f *runFlags, node *host.Node, log *slog.Logger) *bpf.Tracer {
+	traces := bpf.Config{Root: f.root, Sysctl: !off(cfg.BPF.Sysctl), Pods: bpf.NewPodLogs(node.Root), Log: log}
+	switch {
+	case f.bpf == flagOff:
+		traces.Off = "BPF is off (--bpf=off)"
+	case off(cfg.BPF.Enabled):
+		traces.Off = "BPF is off (bpf.enabled in the configuration)"
 	}
-	return bpf.New(bpf.Config{Root: root, Sysctl: !off(cfg.BPF.Sysctl), Pods: bpf.NewPodLogs(node.Root), Log: log})
+	return bpf.New(traces)
 }
 
 // occurrences is the probe that tells what the tracer hears.

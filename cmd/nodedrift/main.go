@@ -39,6 +39,7 @@ func commands() []command {
 		{"check", "[NAME...]", "look once and print what differs; exits 0 no drift, 1 drift, 2 could not determine", check},
 		{"run", "", "look all the time and publish: what the DaemonSet does", run},
 		{"status", "", "ask the agent that runs on this node", status},
+		{"self", "", "ask the agent that runs on this node what it can do to it, and what it cannot hear", self},
 		{"explain", "[CONDITION|REASON]", "say what a condition or reason means and what to do", explain},
 		{"list", "", "list the probes and their reasons", listProbes},
 		{"render", "", "print what would be applied to the Node object", render},

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/agent/metrics"
@@ -28,8 +29,9 @@ const softMemory = 16 << 20
 
 // runFlags are the flags of run.
 type runFlags struct {
-	root, config, node, pod, stateDir, logFormat, logLevel string
-	listen                                                 addresses
+	root, config, node, pod, stateDir, logFormat, logLevel, bpf string
+	listen                                                      addresses
+	writes                                                      []string // folders that the agent goes on to write
 }
 
 // addresses is a flag that may be given several times.
@@ -76,14 +78,21 @@ func (c *cli) runFlags(args []string) (*runFlags, error) {
 	set.StringVar(&f.stateDir, "state-dir", stateDir, "folder on a tmpfs of the host: memory across restarts, and the instance lock")
 	set.StringVar(&f.logFormat, "log-format", "json", "json or text")
 	set.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	set.StringVar(&f.bpf, "bpf", flagOn, "on, as far as the configuration and the node allow, or off: who did what is then not known, and nothing else changes")
 	set.Var(&f.listen, "listen", "ADDRESS:PORT for metrics and health; may be repeated; loopback always serves them, the page and /api/v1 (default 127.0.0.1:20258)")
 	rest, err := parse(set, args)
 	if err != nil {
 		return nil, err
 	}
+	if f.bpf != flagOn && f.bpf != flagOff {
+		return nil, usagef("-bpf is %q, want on or off", f.bpf)
+	}
 	f.root, f.config = *root, *conf
 	return f, noArguments(rest)
 }
+
+// What a switch on the command line is set to.
+const flagOn, flagOff = "on", "off"
 
 func (c *cli) logger(f *runFlags) (*slog.Logger, error) {
 	var level slog.Level
@@ -133,6 +142,7 @@ func run(ctx context.Context, c *cli, args []string) (int, error) {
 		log.Warn("no folder to remember in; a restart forgets holds and actors", "error", err)
 	} else {
 		defer release()
+		f.writes = []string{f.stateDir}
 	}
 	d, err := newDaemon(f, cfg, node, log)
 	if err != nil {
@@ -153,6 +163,8 @@ type daemon struct {
 	web     *web.Server
 	api     *apiServer
 	config  string // the text of the configuration in place
+	keep    []capability
+	locked  atomic.Pointer[locks] // nil: not yet
 }
 
 func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*daemon, error) {
@@ -163,14 +175,15 @@ func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*da
 	if d.boot, err = node.Boot(); err != nil {
 		return nil, fmt.Errorf("tell this boot from others: %w", err)
 	}
-	d.metrics = metrics.New(metrics.Config{Source: d.snapshot, API: d.api, Node: f.node, Kernel: node.Kernel.Release, Version: version, Revision: revision()})
-	d.trace = newTracer(cfg, node, f.root, log)
+	d.metrics = metrics.New(metrics.Config{Source: d.snapshot, API: d.api, Locks: d.locks, Node: f.node, Kernel: node.Kernel.Release, Version: version, Revision: revision()})
+	d.trace = newTracer(cfg, f, node, log)
+	d.keep = needs(cfg)
 	d.agent = agent.New(agent.Config{
 		Node: f.node, Log: log, Boot: d.boot.ID, Mono: host.Monotonic, Probes: enabled(cfg, node, d.trace), Rules: cfg.rules(),
 		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Journal: journal{d.trace}, Strain: strain{host.NewStrainGauge()},
 	})
 	d.web, err = web.New(web.Config{Listen: f.listen.withLoopback(), Source: d.snapshot, Metrics: d.metrics.Handler(),
-		Alive: d.alive, Ready: d.agent.Ready, Version: version, Log: log})
+		Self: func() any { return d.self() }, Alive: d.alive, Ready: d.agent.Ready, Version: version, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -195,12 +208,17 @@ func (d *daemon) run(ctx context.Context) error {
 	})()
 	d.log.Info("looking", "node", d.flags.node, "root", d.flags.root, "version", version, "boot", d.boot.ID, "listen", d.flags.listen.withLoopback())
 	var parts sync.WaitGroup
-	for _, part := range []func(context.Context) error{d.trace.Run, d.agent.Run, d.web.Run, d.api.run, d.followConfig} {
+	start := func(part func(context.Context) error) {
 		parts.Go(func() {
 			if err := part(ctx); err != nil {
 				cancel(err)
 			}
 		})
+	}
+	start(d.trace.Run)
+	d.lock() // before anything of the node is looked at: what hangs there would hold the lock up
+	for _, part := range []func(context.Context) error{d.agent.Run, d.web.Run, d.api.run, d.followConfig} {
+		start(part)
 	}
 	parts.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

@@ -31,8 +31,8 @@ func status(ctx context.Context, c *cli, args []string) (int, error) {
 	if !slices.Contains(formats, *format) {
 		return 0, usagef("-o is %q, want one of %s", *format, strings.Join(formats, ", "))
 	}
-	d, err := ask(ctx, "http://"+*addr+"/api/v1/status")
-	if err != nil {
+	d := &agent.Document{}
+	if err := ask(ctx, "http://"+*addr+"/api/v1/status", d); err != nil {
 		fmt.Fprintf(c.err, "nodedrift status: %v\nno agent answers here; nodedrift check looks without one\n", err)
 		return exitUnknown, nil
 	}
@@ -42,24 +42,24 @@ func status(ctx context.Context, c *cli, args []string) (int, error) {
 	return exitCode(d), nil
 }
 
-func ask(ctx context.Context, url string) (*agent.Document, error) {
+// ask reads the document that the agent serves at a URL.
+func ask(ctx context.Context, url string, d any) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("ask %s: %s", url, resp.Status)
+		return fmt.Errorf("ask %s: %s", url, resp.Status)
 	}
-	var d agent.Document
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxDocument)).Decode(&d); err != nil {
-		return nil, fmt.Errorf("parse what %s answered: %w", url, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxDocument)).Decode(d); err != nil {
+		return fmt.Errorf("parse what %s answered: %w", url, err)
 	}
-	return &d, nil
+	return nil
 }
