@@ -9,6 +9,7 @@ import (
 	"github.com/nodedrift/nodedrift/probes/chrony"
 	"github.com/nodedrift/nodedrift/probes/containerd"
 	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/konnectivity"
 	"github.com/nodedrift/nodedrift/probes/kubelet"
 	"github.com/nodedrift/nodedrift/probes/reboot"
 	"github.com/nodedrift/nodedrift/probes/sysctl"
@@ -19,9 +20,10 @@ func list(cfg *config, node *host.Node, trace *bpf.Tracer) []probes.Probe {
 	return []probes.Probe{
 		traced(sysctl.New(node.Root, node.Sysctl, node.Proc, section[sysctl.Config](cfg, "sysctl")), trace),
 		reboot.New(node.Root, node.Proc, node.Kernel, section[reboot.Config](cfg, "reboot")),
-		kubelet.New(node.Root, node.Proc, node.Units, section[kubelet.Config](cfg, "kubelet")),
+		kubelet.New(node.Root, node.Proc, node.Units, node.API, section[kubelet.Config](cfg, "kubelet")),
 		containerd.New(node.Root, node.Proc, node.Units, node.CRI, section[containerd.Config](cfg, "containerd")),
 		chrony.New(node.Root, node.Proc, node.Units, section[chrony.Config](cfg, "chrony")),
+		konnectivity.New(node.Root, node.Proc, node.Units, node.CRI, ownPod(), section[konnectivity.Config](cfg, "konnectivity")),
 		azurecni.New(node.Root, node.CRI, section[azurecni.Config](cfg, "azurecni")),
 		occurrences(cfg, trace),
 	}

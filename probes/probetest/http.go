@@ -20,7 +20,7 @@ import (
 // A web is the recorded TCP services of a node: by address, what they answer.
 type web struct {
 	pages map[string]page            // "127.0.0.1:10248/healthz"
-	certs map[string]tls.Certificate // by address: a service that only shows its certificate
+	certs map[string]tls.Certificate // by address: a service that speaks TLS
 
 	mu    sync.Mutex
 	conns []net.Conn
@@ -80,7 +80,10 @@ func (w *web) dial(_ context.Context, address string) (net.Conn, error) {
 	if cert, ok := w.certs[address]; ok {
 		go func() {
 			defer theirs.Close()
-			tls.Server(theirs, &tls.Config{Certificates: []tls.Certificate{cert}}).Handshake()
+			link := tls.Server(theirs, &tls.Config{Certificates: []tls.Certificate{cert}})
+			if link.Handshake() == nil {
+				w.answer(link, ours, address)
+			}
 		}()
 		return ours, nil
 	}

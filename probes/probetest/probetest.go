@@ -51,7 +51,7 @@
 //	memory              what the probe kept in an earlier process of this boot, KEY=VALUE lines
 //	http/ADDRESS/PATH   what a TCP service of the node answers: a status line ("200") and the body, or
 //	                    "hangs"; an address without any refuses connections
-//	tls/ADDRESS         the certificate that a TLS service shows, and its key
+//	tls/ADDRESS         the certificate that a TLS service shows, and its key; it answers what http/ADDRESS/… says
 //
 // # The outcome
 //

@@ -1,0 +1,297 @@
+// Package konnectivity finds a node that the API server cannot reach, or that cannot
+// reach the API server: the tunnel of an agent that runs here is down, silent or about
+// to be cut; the way from this node to the API server fails; or the way back, to this
+// node's kubelet, does. It looks at the agent's process, its health port and sockets, at
+// kubelet's own connection, and, rarely, asks the API server.
+package konnectivity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/internal/unit"
+)
+
+// Config is what an operator may say.
+type Config struct {
+	// Kubeconfig names the API server; "" means kubelet's.
+	Kubeconfig string `yaml:"kubeconfig"`
+	// Back is how often the API server is asked for a line of the agent's own log;
+	// 0 means an hour.
+	Back time.Duration `yaml:"back"`
+}
+
+// tree is the node's root; host.Files satisfies it.
+type tree = host.Files
+
+// units are the node's systemd; *host.Systemd satisfies it.
+type units interface {
+	Unit(ctx context.Context, name string) (host.Unit, error)
+}
+
+// sockets are the node's own; *host.TCP satisfies it.
+type sockets interface {
+	Received(from []netip.AddrPort, fresh time.Duration) (age time.Duration, ok bool, err error)
+	Listens(port uint16) (id uint64, ok bool, err error)
+}
+
+// Probe looks at the tunnel and the ways between the node and the API server.
+type Probe struct {
+	config Config
+	root   tree
+	procs  processes
+	units  units
+	cri    runtime
+	self   Self
+	tcp    sockets
+	lookup func(ctx context.Context, name string) ([]netip.Addr, error)
+
+	findEach time.Duration
+	backEach time.Duration
+
+	mu          sync.Mutex // of agents' processes: the watch reads them, too
+	agents      []*agent
+	agentsErr   error
+	found       time.Time // when agents were looked for
+	loops       []probes.Finding
+	loopsUnseen error
+
+	endpoint    *endpoint
+	endpointErr error
+	kubeconfig  string // the running kubelet's, as last seen
+
+	trips errand[trip]
+	back  wayBack
+
+	hearer atomic.Pointer[probes.Hearer]
+	frozen atomic.Int64               // CLOCK_BOOTTIME of the last freeze of the node; 0: none
+	drops  map[string][]time.Duration // of an earlier process of the agent, by key
+}
+
+// New returns a probe of the node's tunnel.
+func New(root tree, procs host.Processes, systemd *host.Systemd, cri *host.CRI, self Self, config Config) *Probe {
+	p := &Probe{config: config, root: root, procs: procs, units: systemd, cri: cri, self: self, tcp: &host.TCP{}, lookup: resolver{root}.lookup,
+		findEach: 30 * time.Second, backEach: backEach}
+	if config.Back > 0 {
+		p.backEach = config.Back
+	}
+	p.trips.within, p.back.within = forwardWithin, backWithin
+	return p
+}
+
+// Spec implements [probes.Probe].
+func (p *Probe) Spec() probes.Spec {
+	return probes.Spec{Name: "konnectivity", Condition: "KonnectivityUnavailable", Healthy: "KonnectivityAvailable",
+		Every: 5 * time.Second, Timeout: lookWithin, Reasons: reasons, Metrics: metrics}
+}
+
+const (
+	lookWithin = 5 * time.Second
+	// leave is what the first look, which waits for answers, keeps of its time.
+	leave = 500 * time.Millisecond
+	// thaw is how long after the node stood still nothing is held against the tunnel: three looks.
+	thaw = 15 * time.Second
+)
+
+// Check looks at the agents that run here and at both ways.
+func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
+	up, err := p.procs.Uptime()
+	if err != nil {
+		return probes.Look{}, err
+	}
+	p.refresh(ctx)
+	if p.endpoint == nil && errors.Is(p.endpointErr, errNoKubeconfig) && p.agentsErr == nil && len(p.agents) == 0 && p.config.Kubeconfig == "" {
+		return probes.Look{}, fmt.Errorf("%w, and no konnectivity-agent: %w", p.endpointErr, probes.ErrNotApplicable)
+	}
+	err = errors.Join(p.ways(ctx, &look), p.tunnels(ctx, up, &look))
+	p.hold(up, &look)
+	look.Keep = p.keep()
+	return look, err
+}
+
+// refresh looks for agents and for the API server's address when it is time to.
+func (p *Probe) refresh(ctx context.Context) {
+	gone := slices.ContainsFunc(p.agents, func(a *agent) bool { return a.process.Alive() != nil })
+	if age := time.Since(p.found); !p.found.IsZero() && age >= 0 && age < p.findEach && !gone {
+		return
+	}
+	p.found = time.Now()
+	within, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	agents, err := p.find(within)
+	p.mu.Lock()
+	for _, old := range p.agents {
+		if !slices.Contains(agents, old) {
+			old.process.Close()
+		}
+	}
+	p.agents, p.agentsErr = agents, err
+	p.mu.Unlock()
+	for _, a := range agents {
+		if known, ok := p.drops[a.key()]; ok {
+			a.dropped = known
+			delete(p.drops, a.key())
+		}
+	}
+	e, err := p.findEndpoint(within)
+	if err == nil || p.endpoint == nil || !errors.Is(err, errNoKubeconfig) {
+		p.endpoint, p.endpointErr = e, err
+	}
+}
+
+// ways judges the way to the API server and the way back. The first look waits for
+// their answers.
+func (p *Probe) ways(ctx context.Context, look *probes.Look) error {
+	e := p.endpoint
+	if e == nil {
+		for _, reason := range []string{APIServerUnresolvable, APIServerUnreachable, APIServerTLSIntercepted, APIServerNotReady, KubeletUnreachable} {
+			look.NotJudged = append(look.NotJudged, reason+": nothing tells where the API server is")
+		}
+		return p.endpointErr
+	}
+	if e.elsewhere != "" {
+		for _, reason := range []string{APIServerUnresolvable, APIServerUnreachable, APIServerTLSIntercepted, APIServerNotReady, KubeletUnreachable} {
+			look.NotJudged = append(look.NotJudged, reason+": "+e.elsewhere)
+		}
+		return nil
+	}
+	p.forward(e, look)
+	p.askBack(e)
+	_, there, _ := p.trips.get()
+	_, back, _ := p.back.get()
+	within, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if deadline, ok := ctx.Deadline(); ok {
+		cancel()
+		within, cancel = context.WithDeadline(ctx, deadline.Add(-leave))
+		defer cancel()
+	}
+	if there.IsZero() {
+		p.trips.wait(within)
+	}
+	if back.IsZero() {
+		p.back.wait(within)
+	}
+	err := p.told(e, look)
+	p.toldBack(e, look)
+	return err
+}
+
+// tunnels judges the agents that run here.
+func (p *Probe) tunnels(ctx context.Context, up time.Duration, look *probes.Look) error {
+	err := p.agentsErr
+	open, known := 0.0, 0.0
+	for _, a := range p.agents {
+		s, failed := p.lookAt(ctx, a, up, look)
+		err = errors.Join(err, failed)
+		open, known = open+max(s.open, 0), known+max(s.known, 0)
+	}
+	look.Findings = append(look.Findings, p.loops...)
+	if p.loopsUnseen != nil && len(p.agents) > 0 {
+		look.NotJudged = append(look.NotJudged, TunnelAgentCrashLooping+": "+why(p.loopsUnseen))
+	}
+	look.Samples = append(look.Samples, probes.Sample{Name: agentsHere, Value: float64(len(p.agents))})
+	if len(p.agents) > 0 {
+		look.Samples = append(look.Samples, probes.Sample{Name: serverConnections, Value: open}, probes.Sample{Name: knownServers, Value: known})
+	}
+	return err
+}
+
+// hold takes back what is found right after the node stood still: all peers had
+// reason to hang up.
+func (p *Probe) hold(up time.Duration, look *probes.Look) {
+	froze := time.Duration(p.frozen.Load())
+	if froze == 0 || up-froze > thaw {
+		return
+	}
+	look.Findings = slices.DeleteFunc(look.Findings, func(f probes.Finding) bool {
+		if f.Reason == TunnelKeepaliveUnsafe || f.Reason == TunnelAgentCrashLooping {
+			return false
+		}
+		look.NotJudged = append(look.NotJudged, f.Reason+": the node stood still a moment ago")
+		return true
+	})
+	slices.Sort(look.NotJudged)
+	look.NotJudged = slices.Compact(look.NotJudged)
+}
+
+// wake lets the agent look again.
+func (p *Probe) wake() {
+	if h := p.hearer.Load(); h != nil {
+		(*h).Changed()
+	}
+}
+
+// keep is what is to be known after a restart of the agent: when tunnels dropped.
+func (p *Probe) keep() map[string]string {
+	kept := map[string]string{}
+	for _, a := range p.agents {
+		if len(a.dropped) == 0 {
+			continue
+		}
+		var times []string
+		for _, at := range a.dropped {
+			times = append(times, strconv.FormatInt(int64(at/time.Millisecond), 10))
+		}
+		kept["drops "+a.key()] = strings.Join(times, " ")
+	}
+	return kept
+}
+
+// Recall implements [probes.Rememberer].
+func (p *Probe) Recall(kept map[string]string) {
+	p.drops = map[string][]time.Duration{}
+	for name, text := range kept {
+		key, ok := strings.CutPrefix(name, "drops ")
+		if !ok {
+			continue
+		}
+		for _, word := range strings.Fields(text) {
+			if ms, err := strconv.ParseInt(word, 10, 64); err == nil && ms >= 0 && len(p.drops[key]) < drops {
+				p.drops[key] = append(p.drops[key], time.Duration(ms)*time.Millisecond)
+			}
+		}
+	}
+}
+
+// causes lists reasons from cause to consequence; those of one agent explain only its own.
+var causes = []string{APIServerUnresolvable, APIServerTLSIntercepted, APIServerUnreachable, APIServerNotReady,
+	TunnelAgentCrashLooping, TunnelAgentHung, TunnelNotResponding, TunnelDown}
+
+// Explain implements [probes.Explainer]: one cause, one finding.
+func (p *Probe) Explain(list []probes.Finding) []probes.Finding {
+	for rank, reason := range causes {
+		for at := 0; at < len(list); at++ {
+			if cause := list[at]; cause.Reason == reason {
+				list = unit.Fold(list, at, func(f probes.Finding) bool { return follows(cause, f, rank) })
+				at = slices.IndexFunc(list, func(f probes.Finding) bool {
+					return f.Reason == reason && f.Subject == cause.Subject && f.ID == cause.ID
+				})
+			}
+		}
+	}
+	return list
+}
+
+// follows tells whether one finding is a consequence of a cause of a rank.
+func follows(cause, f probes.Finding, rank int) bool {
+	of := slices.Index(causes, f.Reason)
+	if rank <= slices.Index(causes, APIServerNotReady) {
+		return f.Reason == KubeletUnreachable || of > rank && of <= slices.Index(causes, APIServerNotReady) ||
+			f.Reason == TunnelDown || f.Reason == TunnelNotResponding || f.Reason == TunnelRetransmitting || f.Reason == TunnelUnstable
+	}
+	if f.Reason == KubeletUnreachable {
+		return f.ID == noAgent || f.ID == agentSilent
+	}
+	return f.Subject == cause.Subject && (of > rank || f.Reason == TunnelRetransmitting || f.Reason == TunnelUnstable || f.Reason == TunnelNotRedundant)
+}

@@ -1,0 +1,84 @@
+package konnectivity
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+const (
+	beat = time.Second
+	// froze is how late a beat is when the node stood still, or the agent was kept from
+	// running: either way nothing is to be held against others.
+	froze = 2 * time.Second
+)
+
+// Watch implements [probes.Watcher]: once a second it looks whether connections of an
+// agent's network have ended, which costs a read of a few hundred bytes, and it hears
+// kubelet's certificates being replaced.
+func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
+	p.hearer.Store(&h)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	files := make(chan error, 1)
+	go func() { files <- p.root.Watch(ctx, h, certificates...) }()
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	ear := ear{seen: map[*host.Process]host.TCPCounters{}}
+	last := p.uptime()
+	for {
+		select {
+		case <-ctx.Done():
+			<-files
+			return nil
+		case err := <-files:
+			return err
+		case <-tick.C:
+		}
+		now := p.uptime()
+		if last > 0 && now-last > beat+froze {
+			p.frozen.Store(int64(now))
+		}
+		last = now
+		if p.heard(&ear) {
+			h.Changed()
+		}
+	}
+}
+
+func (p *Probe) uptime() time.Duration {
+	up, err := p.procs.Uptime()
+	if err != nil {
+		return 0
+	}
+	return up
+}
+
+// An ear knows the counters of each agent's network as they were a beat ago.
+type ear struct {
+	seen map[*host.Process]host.TCPCounters
+}
+
+// heard tells whether something became worse in an agent's network, or an agent ended.
+func (p *Probe) heard(e *ear) (any bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, a := range p.agents {
+		if a.sandbox.HostNetwork {
+			continue
+		}
+		now, err := a.process.TCPCounters()
+		old, known := e.seen[a.process]
+		any = any || err != nil || known && worse(old, now)
+		e.seen[a.process] = now
+	}
+	for process := range e.seen {
+		if !slices.ContainsFunc(p.agents, func(a *agent) bool { return a.process == process }) {
+			delete(e.seen, process)
+		}
+	}
+	return any
+}
