@@ -27,4 +27,7 @@ type Readiness struct {
 	ReadySince time.Time // zero: not Ready, or not known
 	Labels     map[string]string
 	BootID     string
+	Kubelet    string    // kubelet's version, which it writes when it registers
+	Patch      string    // what AKS's live patching puts in kubelet's place; "": nothing
+	At         time.Time // when it was read
 }

@@ -87,6 +87,7 @@ func (f *fakeAPI) answer(r *http.Request, body []byte) (int, string) {
 	}
 	var n node
 	n.Metadata.UID, n.Metadata.Labels, n.Status.NodeInfo.BootID = f.uid, map[string]string{"agentpool": "np1"}, f.boot
+	n.Metadata.Annotations, n.Status.NodeInfo.KubeletVersion = map[string]string{livePatch: "1.33.3"}, "v1.33.2"
 	n.Status.Conditions = append(slices.Clone(f.conditions), condition{Type: "Ready", Status: agent.True, Reason: "KubeletReady", LastTransitionTime: time.Now().Add(-time.Hour)})
 	b, _ := json.Marshal(n)
 	return 200, string(b)

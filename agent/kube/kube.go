@@ -35,6 +35,7 @@ const (
 	heartbeatShare = heartbeat / 5   // it varies by this much to both sides
 	messageEvery   = 5 * time.Minute // a message that changed alone waits so long
 	refreshEvery   = 30 * time.Second
+	rereadEvery    = 5 * time.Minute  // of the own Node, at most, when a probe asks what it says now
 	settleFor      = 10 * time.Second // at start: for the first look of every probe
 	startSpread    = 2 * time.Second  // of the first read, of a fleet that starts at once
 	applySpread    = 5 * time.Second  // of the first apply, when nothing is critical
@@ -75,6 +76,7 @@ type Publisher struct {
 	events *events
 	wake   chan struct{}
 	follow atomic.Bool
+	again  atomic.Bool  // somebody wants to know what the Node says now
 	busy   atomic.Int64 // since when, after begun, a request is on its way; 0: none
 	begun  time.Time
 
@@ -93,6 +95,7 @@ type Publisher struct {
 	fresh    bool                 // the next read must not come from a cache
 	wantRead bool                 // read again: the Node is another one
 	readAt   time.Time            // when to read again, while following
+	lastRead time.Time            // when the Node was read last
 	kept     map[string]condition // ours from this boot, until we decide ourselves
 
 	applied   []condition // what the Node shows, as far as we know
@@ -138,6 +141,13 @@ func (p *Publisher) Publish(happened []agent.Happening) {
 // somebody waits for it to become Ready.
 func (p *Publisher) Follow(on bool) {
 	if p.follow.Swap(on) != on {
+		p.nudge()
+	}
+}
+
+// Reread makes the publisher read the own Node again, at most each five minutes.
+func (p *Publisher) Reread() {
+	if !p.again.Swap(true) {
 		p.nudge()
 	}
 }
@@ -197,6 +207,9 @@ func (p *Publisher) next(now time.Time) (step, time.Time) {
 	at := now.Add(idle)
 	if p.follow.Load() {
 		at = p.readAt
+	}
+	if p.again.Load() {
+		at = earlier(at, p.lastRead.Add(rereadEvery))
 	}
 	if p.uid == "" || p.wantRead || !now.Before(at) {
 		return p.read, now
@@ -341,7 +354,8 @@ func (p *Publisher) read(ctx context.Context) error {
 		return err
 	}
 	now := time.Now()
-	p.wantRead, p.fresh = false, false
+	p.wantRead, p.fresh, p.lastRead = false, false, now
+	p.again.Store(false)
 	p.readAt = now.Add(refreshEvery - refreshEvery/10 + upTo(refreshEvery/5))
 	switch {
 	case p.kept == nil:
@@ -352,7 +366,7 @@ func (p *Publisher) read(ctx context.Context) error {
 	}
 	p.uid = n.Metadata.UID
 	if p.cfg.Ready != nil {
-		p.cfg.Ready(n.readiness())
+		p.cfg.Ready(n.readiness(now))
 	}
 	return nil
 }

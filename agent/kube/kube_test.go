@@ -471,6 +471,27 @@ func TestFollow(t *testing.T) {
 	})
 }
 
+// TestReread is a probe that wants to know, all the time, what the Node says.
+func TestReread(t *testing.T) {
+	var got []agent.Readiness
+	inBubble(t, func(c *Config) { c.Ready = func(r agent.Readiness) { got = append(got, r) } }, func(t *testing.T, w *world) {
+		w.run(t)
+		sleep(time.Minute)
+		from := time.Now()
+		for range 60 {
+			w.pub.Reread()
+			sleep(10 * time.Second)
+		}
+		if n := w.api.count("GET", from); n != 2 {
+			t.Errorf("%d reads in 10 min, want one each 5 min", n)
+		}
+		if last := got[len(got)-1]; last.Kubelet != "v1.33.2" || last.Patch != "1.33.3" || time.Since(last.At) > 5*time.Minute {
+			t.Errorf("read: %+v", last)
+		}
+		w.stop()
+	})
+}
+
 func TestModeEvents(t *testing.T) {
 	inBubble(t, func(c *Config) { c.Mode = Events }, func(t *testing.T, w *world) {
 		w.run(t)

@@ -13,12 +13,14 @@ import (
 // A node is what we read of our own Node object; the rest of it is not ours.
 type node struct {
 	Metadata struct {
-		UID    string            `json:"uid"`
-		Labels map[string]string `json:"labels"`
+		UID         string            `json:"uid"`
+		Labels      map[string]string `json:"labels"`
+		Annotations map[string]string `json:"annotations"`
 	} `json:"metadata"`
 	Status struct {
 		NodeInfo struct {
-			BootID string `json:"bootID"`
+			BootID         string `json:"bootID"`
+			KubeletVersion string `json:"kubeletVersion"`
 		} `json:"nodeInfo"`
 		Conditions []condition `json:"conditions"`
 	} `json:"status"`
@@ -36,9 +38,14 @@ func parseNode(b []byte) (*node, error) {
 	return n, nil
 }
 
-// readiness is what the agent wants to know of the Node.
-func (n *node) readiness() agent.Readiness {
-	r := agent.Readiness{UID: n.Metadata.UID, Labels: n.Metadata.Labels, BootID: n.Status.NodeInfo.BootID}
+// livePatch is the annotation with the version of kubelet that AKS's live patching
+// puts in place (Azure/AgentBaker, mariner-package-update.sh).
+const livePatch = "kubernetes.azure.com/live-patching-kubelet-version"
+
+// readiness is what the agent wants to know of the Node, which was read at a time.
+func (n *node) readiness(at time.Time) agent.Readiness {
+	r := agent.Readiness{UID: n.Metadata.UID, Labels: n.Metadata.Labels, BootID: n.Status.NodeInfo.BootID,
+		Kubelet: oneLine(n.Status.NodeInfo.KubeletVersion, maxMessage), Patch: oneLine(n.Metadata.Annotations[livePatch], maxMessage), At: at}
 	for _, c := range n.Status.Conditions {
 		if c.Type == "Ready" && c.Status == agent.True {
 			r.ReadySince = c.LastTransitionTime

@@ -215,7 +215,7 @@ func FuzzParseNode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		n.readiness()
+		n.readiness(time.Time{})
 		for _, c := range n.ours(allTypes) {
 			if c.writtenSince(time.Unix(0, 0)) && !json.Valid(body("n", []condition{c})) {
 				t.Errorf("%+v cannot be sent back", c)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/agent/kube"
+	"github.com/nodedrift/nodedrift/probes/host"
 )
 
 // apiServer is the way to the API server, in the mode that is set. A change of
@@ -19,6 +20,7 @@ type apiServer struct {
 	daemon *daemon
 	modes  chan string // the newest wins
 	now    atomic.Pointer[kube.Publisher]
+	read   atomic.Pointer[host.Registration] // nil: the own Node was not read yet
 }
 
 // setMode changes what is published.
@@ -99,6 +101,22 @@ func conditionTypes() []string {
 func (a *apiServer) readiness(r agent.Readiness) {
 	a.daemon.agent.SetReadiness(r)
 	a.daemon.metrics.SetLabels(r.Labels)
+	a.read.Store(&host.Registration{Kubelet: r.Kubelet, Patch: r.Patch, At: r.At})
+}
+
+// Registration implements [host.Registry].
+func (a *apiServer) Registration() host.Registration {
+	if r := a.read.Load(); r != nil {
+		return *r
+	}
+	return host.Registration{}
+}
+
+// Reread implements [host.Registry].
+func (a *apiServer) Reread() {
+	if p := a.now.Load(); p != nil {
+		p.Reread()
+	}
 }
 
 // publish passes on what happened.

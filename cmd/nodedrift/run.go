@@ -171,6 +171,7 @@ func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*da
 	d := &daemon{flags: f, node: node, log: log, config: cfg.text}
 	d.api = &apiServer{daemon: d, modes: make(chan string, 1)}
 	d.api.modes <- cfg.Mode
+	node.API = d.api
 	var err error
 	if d.boot, err = node.Boot(); err != nil {
 		return nil, fmt.Errorf("tell this boot from others: %w", err)

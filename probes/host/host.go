@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,24 @@ type Node struct {
 	Units  *Systemd  // nil is a systemd that is not there
 	CRI    *CRI      // the container runtime; nil is none
 	Kernel Kernel    // the running kernel
+	API    Registry  // what the API server says of this node; nil is nobody who asks it
+}
+
+// A Registry knows what the node's own Node object said when it was read last.
+type Registry interface {
+	// Registration returns it at once; zero: it was not read yet.
+	Registration() Registration
+	// Reread has it read again, within minutes.
+	Reread()
+}
+
+// Registration is what a Node object says that nothing on the node does.
+type Registration struct {
+	Kubelet string // the version of the kubelet that registered: "v1.33.2"
+	// Patch is the version of kubelet that AKS's live patching puts in place, by the
+	// annotation kubernetes.azure.com/live-patching-kubelet-version; "": none.
+	Patch string
+	At    time.Time // when it was read
 }
 
 // Files is a node's root. Names are as package fs wants them: "etc/sysctl.d",

@@ -67,7 +67,7 @@ func steadyProbe(b *testing.B) *Probe {
 		ActiveState: "active", SubState: "running", InvocationID: "0123456789abcdef0123456789abcdef", MainPID: uint32(os.Getpid())}}, probetest.PrivateSocket, probetest.BusSocket)
 	systemd := host.NewSystemd(root)
 	b.Cleanup(func() { systemd.Close() })
-	p := New(benchRoot{root, server.Listener.Addr().String()}, host.OpenProcesses("/proc"), systemd, Config{})
+	p := New(benchRoot{root, server.Listener.Addr().String()}, host.OpenProcesses("/proc"), systemd, nil, Config{})
 	ctx, cancel := context.WithCancel(context.Background())
 	b.Cleanup(cancel)
 	go p.Watch(ctx, deaf{})

@@ -45,6 +45,7 @@ type tree interface {
 type Probe struct {
 	config  Config
 	root    tree
+	api     host.Registry // nil: nobody asks the API server
 	checker *unit.Checker
 	runtime *unit.Service
 	health  health
@@ -57,13 +58,13 @@ type Probe struct {
 	runtimeDown time.Time // when it was last seen down; zero: never
 }
 
-// New returns a probe of the node's kubelet.
-func New(root tree, procs processes, systemd units, config Config) *Probe {
+// New returns a probe of the node's kubelet. api may be nil.
+func New(root tree, procs processes, systemd units, api host.Registry, config Config) *Probe {
 	config.Unit = cmp.Or(config.Unit, "kubelet.service")
 	config.Runtime = cmp.Or(config.Runtime, "containerd.service")
-	p := &Probe{config: config, root: root, runtime: unit.NewService(systemd, procs, config.Runtime)}
+	p := &Probe{config: config, root: root, api: api, runtime: unit.NewService(systemd, procs, config.Runtime)}
 	o := options(config)
-	o.Configs, o.Normal, o.Started = p.configs, normal, p.startedAsEmitted
+	o.Configs, o.Normal, o.Started, o.Lawful = p.configs, normal, p.startedAsEmitted, p.patched
 	p.checker = unit.New(root, procs, systemd, o)
 	p.health = health{root: root}
 	p.certs = certs{root: root, known: map[string]*certificate{}}
@@ -176,7 +177,7 @@ func (p *Probe) readFiles(st *unit.State) {
 		return
 	}
 	var unsure []string
-	p.gates, unsure = alpha(p.own)
+	p.gates, unsure = alpha(p.own, func() uint8 { return p.minor(st.Run) })
 	p.unread = append(p.unread, unsure...)
 	listen, err := p.certs.find(p.own)
 	if err != nil {

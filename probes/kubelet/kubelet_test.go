@@ -8,7 +8,7 @@ import (
 	"github.com/nodedrift/nodedrift/probes/probetest"
 )
 
-func ofNode(n *host.Node) probes.Probe { return New(n.Root, n.Proc, n.Units, Config{}) }
+func ofNode(n *host.Node) probes.Probe { return New(n.Root, n.Proc, n.Units, n.API, Config{}) }
 
 func TestRecorded(t *testing.T) {
 	t.Parallel()

@@ -232,7 +232,7 @@ func FuzzConfig(f *testing.F) {
 		s := settings{file: file, args: []string{"kubelet", arg}}
 		s.healthz()
 		s.serving()
-		alpha(s)
+		alpha(s, func() uint8 { return 30 })
 		parseKubeconfig(content)
 		if once := normal("", content); err == nil {
 			if twice := normal("", once); string(once) != string(twice) {
