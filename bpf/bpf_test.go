@@ -268,7 +268,8 @@ func TestWhoEndedADaemonIsTold(t *testing.T) {
 			if got := strings.Join(told.told(), "\n"); got != c.want {
 				t.Errorf("told %q, want %q", got, c.want)
 			}
-			who, _ := tr.Who(probes.Key{Domain: "unit", Name: "kubelet.service"}, 0)
+			// A look in between found it running: systemd is told last.
+			who, _ := tr.Who(probes.Key{Domain: "unit", Name: "kubelet.service"}, monotonic())
 			if got := who.Pod + who.Unit; got != c.by {
 				t.Errorf("by %q, want %q", got, c.by)
 			}

@@ -39,6 +39,10 @@ const (
 	maxSenders = 64
 	maxEnded   = 32
 	init1      = "init.scope" // systemd itself, acting for somebody else
+
+	// A look may still find a daemon running while the kernel takes it down and
+	// before systemd is told: whoever ended it did it later than that look.
+	unnoticed = time.Second
 )
 
 func (r *rare) reset(t *Tracer) {
@@ -107,6 +111,7 @@ func (r *rare) exited(e *event) {
 	delete(r.senders, who)
 	ordered := known && by.who.unit == init1 && by.signal != uint32(unix.SIGABRT) // SIGABRT is systemd's watchdog
 	if known && !by.kernel && !ordered {
+		by.mono = time.Duration(e.By.Time) + unnoticed
 		r.t.journal.put(key, by.act)
 	}
 	signal := e.Number & 0x7f
