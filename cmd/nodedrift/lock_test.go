@@ -470,7 +470,9 @@ func (c *cell) goesOn(ctx context.Context, d *daemon) (all []verdict) {
 		heard := make(changes, 1)
 		watching, stop := context.WithCancel(ctx)
 		defer stop()
-		go func() { _ = d.node.Root.Watch(watching, heard, strings.TrimPrefix(c.Victims[0], "/")+"/other") }()
+		go func() {
+			_ = d.node.Root.Watch(watching, heard, strings.TrimPrefix(strings.TrimPrefix(c.Victims[0], c.Root), "/")+"/other")
+		}()
 		for range 2 { // that it listens, and a change
 			select {
 			case <-heard:

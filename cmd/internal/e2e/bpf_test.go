@@ -12,7 +12,6 @@ import (
 )
 
 func init() {
-	fixtureOnly["TaskHung"] = "a thread of a daemon blocked for a minute: bpf's tests hold one, on the kernel"
 	fixtureOnly["TunnelReset"] = "no probe names peers yet: bpf's tests reset a connection, on the kernel"
 }
 
@@ -168,16 +167,80 @@ func mainPID(t *testing.T, node, unit string) string {
 	return strings.TrimSpace(sh(t, node, "systemctl show --value -p MainPID "+unit))
 }
 
+// stays has systemd leave a daemon dead: what killed it is then a condition.
+func stays(unit string) (breaks, repairs string) {
+	dropIn := "/run/systemd/system/" + unit + ".service.d"
+	return "mkdir -p " + dropIn + "; printf '[Service]\\nRestart=no\\n' >" + dropIn + "/stays.conf; systemctl daemon-reload",
+		"rm -f " + dropIn + "/stays.conf; systemctl daemon-reload; systemctl start " + unit
+}
+
+// killed has a daemon killed that then stays down, and waits for the condition
+// that names who did it. (That its unit was edited before stands beside.)
+func killed(t *testing.T, node, unit, condition, reason, by string, kill func(pid string)) {
+	t.Helper()
+	until(t, node, condition, time.Minute, isFalse)
+	breaks, repairs := stays(unit)
+	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", repairs) })
+	sh(t, node, breaks)
+	began := time.Now()
+	kill(mainPID(t, node, unit))
+	c, _ := until(t, node, condition, 20*time.Second, isTrue(reason, "; by "+by))
+	t.Logf("%s: %q", node, c.Message)
+	t.Logf("%s: %q", node, eventSays(t, node, regexp.MustCompile(unit+`.* was ended by SIGKILL; by `+by)))
+	record("DaemonKilled", "Event", time.Since(began), 0)
+	sh(t, node, repairs)
+	until(t, node, condition, 30*time.Second, isFalse)
+}
+
+// Who killed a daemon is named by the Event, and by the condition while it is down.
 func TestKillerIsNamed(t *testing.T) {
 	need(t)
-	if _, err := testLab.Node("node0").SystemdRun(t.Context(), "kill", "-9", mainPID(t, "node0", "kubelet")); err != nil {
-		t.Fatal(err)
-	}
+	killed(t, "node0", "kubelet", "KubeletDrift", "KubeletNotRunning", "run-", func(pid string) {
+		if _, err := testLab.Node("node0").SystemdRun(t.Context(), "kill", "-9", pid); err != nil {
+			t.Fatal(err)
+		}
+	})
+	killed(t, "node1", "containerd", "ContainerdDrift", "ContainerdNotRunning", "pod default/killer", func(pid string) {
+		hostPod(t, "node1", "killer", "64Mi", "/host/usr/bin/kill", "-9", pid)
+	})
+}
+
+// A pod's folder that kubelet cleans up lies on a file system that never answers
+// (a FUSE server that does not even greet): its thread is blocked, and told long
+// before the five minutes of kubelet's own witness.
+func TestBlockedDaemonIsTold(t *testing.T) {
+	need(t)
+	const node, pod = "node2", "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555"
+	until(t, node, "KubeletDrift", time.Minute, isFalse)
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", "systemctl stop silent-fuse; umount -l "+pod+"/volumes; rm -r "+pod)
+	})
+	sh(t, node, "test -e /dev/fuse || mknod /dev/fuse c 10 229; mkdir -p "+pod+"/volumes")
 	began := time.Now()
-	t.Logf("%q", eventSays(t, "node0", regexp.MustCompile(`kubelet.* was ended by SIGKILL; by run-\w+\.service`)))
-	hostPod(t, "node1", "killer", "64Mi", "/host/usr/bin/kill", "-9", mainPID(t, "node1", "containerd"))
-	record("DaemonKilled", "Event", time.Since(began), 0)
-	t.Logf("%q", eventSays(t, "node1", regexp.MustCompile(`containerd.* was ended by SIGKILL; by pod default/killer`)))
+	sh(t, node, "systemd-run --quiet --collect --unit silent-fuse sh -c 'exec 3<>/dev/fuse; "+
+		"mount -i -n -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other silent "+pod+"/volumes && exec sleep 300'")
+	blocked := regexp.MustCompile(`kubelet\.service: kubelet \(pid \d+\) has been blocked in the kernel for 1m0s`)
+	var said string
+	for said == "" {
+		all, err := events(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			if blocked.MatchString(e.Message) {
+				said = e.Message
+			}
+		}
+		if time.Since(began) > 2*time.Minute {
+			t.Fatalf("a blocked kubelet is not told of; its threads:\n%s", sh(t, node, "cat /proc/$(pidof kubelet)/task/*/stat | cut -d' ' -f1-3"))
+		}
+		time.Sleep(time.Second)
+	}
+	took := time.Since(began)
+	t.Logf("%.0f s after the mount: %q", took.Seconds(), said)
+	record("TaskHung", "Event", took, 0)
+	sh(t, node, "systemctl stop silent-fuse") // the mount then fails, and nobody waits
+	until(t, node, "KubeletDrift", time.Minute, isFalse)
 }
 
 func TestOOMKillNamesItsContainer(t *testing.T) {
