@@ -154,11 +154,20 @@ func (s *sandboxes) SandboxDetails(context.Context) ([]host.Sandbox, error) { re
 
 func (l *lab) sandboxes() *sandboxes {
 	s := &sandboxes{}
-	for _, p := range l.pods {
-		namespace, name, _ := strings.Cut(p.name, "/")
-		s.list = append(s.list, host.Sandbox{ID: p.container, Namespace: namespace, Name: name, Ready: true, Known: true, IPs: []netip.Addr{p.ip}, NetNS: "/run/netns/" + name, Created: time.Now().Add(-time.Hour)})
+	for i := range l.pods {
+		s.list = append(s.list, l.pods[i].sandbox())
 	}
 	return s
+}
+
+// sandbox is the pod as the runtime knows it, for an hour.
+func (p *labPod) sandbox() host.Sandbox {
+	namespace, name, _ := strings.Cut(p.name, "/")
+	b := host.Sandbox{ID: p.container, Namespace: namespace, Name: name, Ready: true, Known: true, IPs: []netip.Addr{p.ip}, NetNS: "/run/netns/" + name, Created: time.Now().Add(-time.Hour)}
+	if p.ip6.IsValid() {
+		b.IPs = append(b.IPs, p.ip6)
+	}
+	return b
 }
 
 // TestSandboxes asks the runtime which pods should work.

@@ -22,8 +22,7 @@ type fault struct {
 	dual           bool
 	config         Config
 	break_         func(l *lab)
-	effects        []string     // invariants that may break with it
-	repair         func(l *lab) // nil: the lab is made anew
+	effects        []string // invariants that may break with it
 }
 
 func (l *lab) bridgeTo(name string) netlink.Link {
@@ -95,8 +94,7 @@ var faults = []fault{
 	{mode: "transparent", id: "N-NODE-IP", name: "lost", break_: func(l *lab) { l.must(l.node.AddrDel(l.link("eth0"), labAddr(labNode+"/12"))) }, effects: []string{"N-DEFAULT", "N-PLATFORM"}},
 	{mode: "bridge", id: "N-NODE-IP", name: "lost", break_: func(l *lab) { l.must(l.node.AddrDel(l.link("azure0"), labAddr(labNode+"/12"))) }, effects: []string{"B-NEIGH-MISSING", "N-DEFAULT", "N-PLATFORM"}},
 	{mode: "transparent", id: "N-NODE-IP", name: "twice", break_: func(l *lab) { l.must(l.node.AddrAdd(l.link("lo"), labAddr(labNode+"/32"))) }},
-	{mode: "transparent", id: "N-DEFAULT", name: "gone", break_: func(l *lab) { l.must(l.node.RouteDel(l.defaultRoute())) },
-		repair: func(l *lab) { l.must(l.node.RouteAdd(l.defaultRoute())) }},
+	{mode: "transparent", id: "N-DEFAULT", name: "gone", break_: func(l *lab) { l.must(l.node.RouteDel(l.defaultRoute())) }},
 	{mode: "transparent", id: "N-DEFAULT", name: "itself", break_: func(l *lab) {
 		l.must(l.node.RouteAdd(&netlink.Route{LinkIndex: l.link("eth0").Attrs().Index, Gw: net.ParseIP(labNode), Priority: 10}))
 	}},
@@ -110,7 +108,7 @@ var faults = []fault{
 	}},
 	{mode: "transparent", id: "N-PLATFORM", name: "another link", break_: func(l *lab) { l.routeAdd("169.254.169.254/32", l.pods[0].veth, nil) }, effects: []string{"T-ROUTE-STALE"}},
 	{mode: "bridge", id: "N-PLATFORM", name: "another link", break_: func(l *lab) { l.bridgeTo("docker0"); l.routeAdd("169.254.169.254/32", "docker0", nil) }},
-	{mode: "transparent", id: "N-FORWARDING", name: "node", break_: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }, repair: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "1") }},
+	{mode: "transparent", id: "N-FORWARDING", name: "node", break_: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }},
 	{mode: "transparent", id: "N-FORWARDING", name: "link", break_: func(l *lab) { l.sysctl("net/ipv4/conf/"+l.pods[0].veth+"/forwarding", "0") }},
 	{mode: "bridge", id: "N-FORWARDING", name: "node", break_: func(l *lab) { l.sysctl("net/ipv4/ip_forward", "0") }},
 	{mode: "transparent", id: "N-RULE-BASE", name: "local", break_: func(l *lab) { l.must(l.node.RuleDel(l.rule(0, tableLocal))) }},
@@ -143,7 +141,7 @@ var faults = []fault{
 	{mode: "transparent", id: "N-STATE", name: "missing", break_: func(l *lab) { l.must(os.Remove(filepath.Join(l.root, vnetState))) }},
 	{mode: "transparent", id: "N-STATE", name: "another type", break_: func(l *lab) { l.file(vnetState, `{"Network":[1,2]}`) }},
 
-	{mode: "transparent", id: "T-ROUTE-MISSING", name: "one", break_: func(l *lab) { l.must(l.node.RouteDel(l.route(&l.pods[0]))) }, repair: func(l *lab) { l.must(l.node.RouteAdd(l.route(&l.pods[0]))) }},
+	{mode: "transparent", id: "T-ROUTE-MISSING", name: "one", break_: func(l *lab) { l.must(l.node.RouteDel(l.route(&l.pods[0]))) }},
 	{mode: "transparent", id: "T-ROUTE-MISSING", name: "all", break_: func(l *lab) {
 		for i := range l.pods {
 			l.must(l.node.RouteDel(l.route(&l.pods[i])))
@@ -314,20 +312,19 @@ func TestFaults(t *testing.T) {
 			l := newLab(t, f.mode, 3, f.dual)
 			config := f.config
 			config.Expect = expectStateFile
-			if found := l.look(config); len(found) > 0 {
+			p := l.probe(config)
+			if found := l.again(p); len(found) > 0 {
 				t.Fatalf("the clean lab: %+v", found)
 			}
 			f.break_(l)
-			found := l.look(config)
-			roots, effects := ids(found)
-			if !slices.Equal(roots, []string{f.id}) || !slices.Equal(effects, f.effects) {
-				t.Errorf("found %v with effects %v, want %s with %v\n%+v", roots, effects, f.id, f.effects, found)
-			}
-			if f.repair != nil {
-				f.repair(l)
-				if found := l.look(config); len(found) > 0 {
-					t.Errorf("after the repair: %+v", found)
+			for who, found := range map[string][]probes.Finding{"the agent": l.again(p), "a check": l.look(config)} {
+				if roots, effects := ids(found); !slices.Equal(roots, []string{f.id}) || !slices.Equal(effects, f.effects) {
+					t.Errorf("%s found %v with effects %v, want %s with %v\n%+v", who, roots, effects, f.id, f.effects, found)
 				}
+			}
+			l.repair()
+			if found := l.again(p); len(found) > 0 {
+				t.Errorf("after the repair: %+v", found)
 			}
 		})
 	}

@@ -36,8 +36,9 @@ type lab struct {
 	fabric    *netlink.Handle
 	pods      []labPod
 	nodeMAC   net.HardwareAddr
-	addresses int // given out
-	ns        netns.NsHandle
+	addresses int            // given out
+	ns        netns.NsHandle // the node's
+	ends, fab netns.NsHandle // where the pods' ends are, and the other end of eth0
 }
 
 type labPod struct {
@@ -82,11 +83,11 @@ func newLab(t testing.TB, mode string, n int, dual bool) *lab {
 			handles[i].Close()
 		}
 	})
-	l.ns = handles[2]
+	l.fab, l.ends, l.ns = handles[0], handles[1], handles[2]
 	l.nodeMAC, _ = net.ParseMAC(labMAC)
-	l.uplink(handles[0])
+	l.uplink()
 	for range n {
-		l.add(handles[1])
+		l.add()
 	}
 	l.write()
 	l.settle()
@@ -118,11 +119,11 @@ func (l *lab) must(errs ...error) {
 }
 
 // uplink makes eth0, and azure0 above it in bridge mode.
-func (l *lab) uplink(fabric netns.NsHandle) {
+func (l *lab) uplink() {
 	fab, _ := net.ParseMAC("12:34:56:78:9a:bc")
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr, attrs.MTU = "eth0", l.nodeMAC, 1500
-	l.must(l.node.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "fab0", PeerHardwareAddr: fab, PeerNamespace: netlink.NsFd(fabric)}))
+	l.must(l.node.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "fab0", PeerHardwareAddr: fab, PeerNamespace: netlink.NsFd(l.fab)}))
 	peer, err := l.fabric.LinkByName("fab0")
 	l.must(err)
 	l.must(l.fabric.LinkSetUp(peer), l.fabric.AddrAdd(peer, labAddr(labGateway+"/12")))
@@ -179,7 +180,7 @@ func (l *lab) link(name string) netlink.Link {
 }
 
 // add makes a pod as an ADD of the CNI does, without writing the state file.
-func (l *lab) add(inside netns.NsHandle) *labPod {
+func (l *lab) add() *labPod {
 	l.Helper()
 	l.addresses++
 	i := l.addresses
@@ -190,30 +191,77 @@ func (l *lab) add(inside netns.NsHandle) *labPod {
 	if l.dual {
 		p.ip6 = netip.MustParseAddr(fmt.Sprintf("fd00:240::%x", k))
 	}
+	l.make(&p)
+	l.pods = append(l.pods, p)
+	return &l.pods[len(l.pods)-1]
+}
+
+// make makes a pod's links, routes and neighbours.
+func (l *lab) make(p *labPod) {
+	l.Helper()
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = p.veth, 1500, constantMAC[:]
 	if l.mode == "bridge" {
-		attrs.HardwareAddr = net.HardwareAddr{6, 0, 10, 0xf0, byte(i / 256), byte(i % 256)}
+		attrs.HardwareAddr = slices.Concat(net.HardwareAddr{6}, p.mac[1:])
 	}
-	l.must(l.node.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: p.end, PeerHardwareAddr: p.mac, PeerNamespace: netlink.NsFd(inside)}))
+	l.must(l.node.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: p.end, PeerHardwareAddr: p.mac, PeerNamespace: netlink.NsFd(l.ends)}))
 	end, err := l.inside.LinkByName(p.end)
 	l.must(err, l.inside.LinkSetUp(end))
 	veth := l.link(p.veth)
 	if l.mode == "bridge" {
 		azure0 := l.link("azure0")
 		l.must(l.node.LinkSetMaster(veth, azure0), l.node.LinkSetUp(veth), l.node.LinkSetHairpin(veth, true))
-		l.must(l.node.NeighSet(l.neigh(&p)))
+		l.must(l.node.NeighSet(l.neigh(p)))
 	} else {
 		l.must(l.node.LinkSetUp(veth))
-		l.must(l.node.RouteAdd(l.route(&p)))
+		l.must(l.node.RouteAdd(l.route(p)))
 		l.sysctl("net/ipv4/conf/"+p.veth+"/proxy_arp", "1")
 	}
 	if l.dual {
 		l.sysctl("net/ipv6/conf/"+p.veth+"/accept_ra", "0")
-		l.must(l.node.RouteAdd(l.route6(&p)))
+		l.must(l.node.RouteAdd(l.route6(p)))
 	}
-	l.pods = append(l.pods, p)
-	return &l.pods[len(l.pods)-1]
+}
+
+// repair takes away all that is on the node, and makes it anew with the same pods.
+func (l *lab) repair() {
+	l.Helper()
+	links, err := l.node.LinkList()
+	l.must(err)
+	for _, k := range links {
+		if k.Attrs().Name != "lo" {
+			_ = l.node.LinkDel(k) // it may have gone with its other end
+		}
+	}
+	lo := l.link("lo")
+	addrs, err := l.node.AddrList(lo, unix.AF_INET)
+	l.must(err)
+	for i := range addrs {
+		if !addrs[i].IP.IsLoopback() {
+			l.must(l.node.AddrDel(lo, &addrs[i]))
+		}
+	}
+	routes, err := l.node.RouteListFiltered(unix.AF_INET, &netlink.Route{}, netlink.RT_FILTER_TABLE) // of all tables
+	l.must(err)
+	for i := range routes {
+		if routes[i].Protocol != protoKernel {
+			l.must(l.node.RouteDel(&routes[i]))
+		}
+	}
+	rules, err := l.node.RuleList(unix.AF_INET)
+	l.must(err)
+	for i := range rules {
+		l.must(l.node.RuleDel(&rules[i]))
+	}
+	for _, r := range []*netlink.Rule{l.rule(0, tableLocal), l.rule(32766, tableMain), l.rule(32767, tableDefault)} {
+		l.must(l.node.RuleAdd(r))
+	}
+	l.uplink()
+	for i := range l.pods {
+		l.make(&l.pods[i])
+	}
+	l.write()
+	l.settle()
 }
 
 // del removes a pod as a DEL and the end of its namespace do.

@@ -3,13 +3,10 @@ package azurecni
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -150,79 +147,4 @@ func TestOverrun(t *testing.T) {
 	e.quiet()
 	l.must(l.node.RouteDel(r))
 	e.hears(t, "a route after the overrun")
-}
-
-// TestChurn makes and deletes pods among 250 for as long as it is let, with the
-// holds of a quick test: nothing is confirmed but the fault in the middle.
-func TestChurn(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 20 s")
-	}
-	t.Parallel()
-	l := newLab(t, "transparent", 250, false)
-	inside, err := netns.New() // the thread is moved into it
-	l.must(err)
-	defer inside.Close()
-	l.inside, err = netlink.NewHandleAt(inside)
-	l.must(err)
-	l.enterNode()
-	p := l.probe(stateOnly)
-	const hold = 2 * time.Second // every hold; the real ones are 15 s and more
-	confirmed := map[string]bool{}
-	first := map[probes.Ref]time.Time{}
-	end, broke := time.Now().Add(20*time.Second), time.Time{}
-	for i := 0; time.Now().Before(end); i++ {
-		begin := time.Now()
-		if victim := rand.IntN(len(l.pods)); l.pods[victim].name != "default/pod-0077" {
-			l.del(victim)
-			l.look1(p, first, confirmed, hold)
-			l.file(vnetState, l.state())
-			p.stale.Store(true)
-			l.add(inside)
-			l.look1(p, first, confirmed, hold)
-			l.file(vnetState, l.state())
-			p.stale.Store(true)
-		}
-		if i == 30 {
-			for j := range l.pods {
-				if l.pods[j].name == "default/pod-0077" {
-					l.must(l.node.RouteDel(l.route(&l.pods[j])))
-					broke = time.Now()
-				}
-			}
-		}
-		l.look1(p, first, confirmed, hold)
-		time.Sleep(time.Until(begin.Add(200 * time.Millisecond)))
-	}
-	if len(confirmed) != 1 || broke.IsZero() {
-		t.Errorf("%d findings were confirmed, want one", len(confirmed))
-	}
-	for name := range confirmed {
-		if !strings.HasPrefix(name, "T-ROUTE-MISSING default/pod-0077 ") {
-			t.Errorf("confirmed %s", name)
-		}
-	}
-}
-
-// look1 takes a look and confirms what has stood for the hold.
-func (l *lab) look1(p *Probe, first map[probes.Ref]time.Time, confirmed map[string]bool, hold time.Duration) {
-	l.Helper()
-	look, err := p.Check(l.Context())
-	l.must(err)
-	now := map[probes.Ref]bool{}
-	for _, f := range look.Findings {
-		ref := probes.Ref{ID: f.ID, Subject: f.Subject}
-		now[ref] = true
-		if first[ref].IsZero() {
-			first[ref] = time.Now()
-		}
-		if time.Since(first[ref]) >= hold {
-			confirmed[f.ID+" "+f.Subject] = true
-		}
-	}
-	for ref := range first {
-		if !now[ref] {
-			delete(first, ref)
-		}
-	}
 }
