@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,6 +29,8 @@ const (
 	endEvents = wayEvents | unix.IN_MODIFY | unix.IN_CLOSE_WRITE
 
 	maxLinks = 40 // path_resolution(7)
+
+	settle = 200 * time.Millisecond // for the mounts of a pod, which come together
 )
 
 // Watch implements [Files].
@@ -63,8 +66,10 @@ type watcher struct {
 
 // watched is a folder under watch, by its watch descriptor: the names in it that matter.
 type watched struct {
-	all   bool // every name matters
-	names map[string]bool
+	all      bool // every name matters
+	names    map[string]bool
+	path     string // in the root, without links
+	dev, ino uint64 // of what was there
 }
 
 func newWatcher(r *Root, l Listener, paths []string) (*watcher, error) {
@@ -99,12 +104,21 @@ func (w *watcher) run() error {
 	var mounts sync.WaitGroup
 	defer mounts.Wait()
 	defer w.close()
-	mounts.Go(func() { hearMounts(w.mounts, func() { w.queue.SetReadDeadline(time.Unix(1, 0)) }) })
+	var pending atomic.Bool // one look at mounts serves all that come within settle
+	mounts.Go(func() {
+		hearMounts(w.mounts, func() {
+			if !pending.Swap(true) {
+				w.queue.SetReadDeadline(time.Now().Add(settle))
+			}
+		})
+	})
 	for buf := make([]byte, 64<<10); ; {
 		n, err := w.queue.Read(buf)
 		changed, walk := w.take(buf[:max(n, 0)])
 		if errors.Is(err, os.ErrDeadlineExceeded) { // a mount came or went
-			walk, err = true, w.queue.SetReadDeadline(time.Time{})
+			err = w.queue.SetReadDeadline(time.Time{})
+			pending.Store(false)
+			walk = walk || w.covered()
 		}
 		if err != nil {
 			return fmt.Errorf("hear of files: %w", err)
@@ -144,6 +158,22 @@ func (w *watcher) take(buf []byte) (changed, walk bool) {
 		}
 	}
 	return changed, walk
+}
+
+// covered tells whether a watched folder is not any more what is found at its path.
+// Each pod that starts or ends mounts ten things, and none of them where we watch:
+// that must cost little.
+func (w *watcher) covered() bool {
+	yes, err := within(w.root.calls, "watch "+strings.Join(w.paths, " "), func() (bool, error) {
+		for _, f := range w.folders {
+			i, err := w.root.stat(f.path, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+			if err != nil || i.stat.Dev != f.dev || i.stat.Ino != f.ino {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	return yes || err != nil
 }
 
 // walkAll walks the way to each path, puts a watch on every folder there is,
@@ -254,7 +284,10 @@ func (k walk) add(folder, name string, end bool) (bool, error) {
 	}
 	at := k.folders[int32(wd)]
 	if at == nil {
-		at = &watched{names: map[string]bool{}}
+		at = &watched{names: map[string]bool{}, path: folder}
+		if i, err := fstat(fd, folder); err == nil {
+			at.dev, at.ino = i.stat.Dev, i.stat.Ino
+		}
 		k.folders[int32(wd)] = at
 	}
 	if name == "" {

@@ -306,3 +306,37 @@ func BenchmarkWatch(b *testing.B) {
 		<-e.changed
 	}
 }
+
+// BenchmarkMountElsewhere is a look whether a mount concerns the watched folders,
+// and its naive twin: walking the ways to them anew.
+func BenchmarkMountElsewhere(b *testing.B) {
+	r, err := OpenRoot("/")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	w, err := newWatcher(r, newEar(), []string{"run/reboot-required", "etc/systemd/system/a.service", "usr/lib/systemd/system/a.service.d", "etc/sysctl.d", "var/run/a"})
+	if err != nil {
+		b.Skip(err)
+	}
+	defer w.close()
+	if _, err := w.walkAll(); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("covered", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if w.covered() {
+				b.Fatal("nothing was mounted")
+			}
+		}
+	})
+	b.Run("naive", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := w.walkAll(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

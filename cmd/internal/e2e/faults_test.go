@@ -46,7 +46,12 @@ func (f fault) try(t *testing.T, node string) {
 	within, clear := max(f.within, soon), max(f.clear, soon)
 	until(t, node, f.condition, time.Minute, isFalse)
 	refill(t, node)
-	t.Cleanup(func() { _, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs) })
+	repaired := false // once is enough: twice would put back what was put back
+	t.Cleanup(func() {
+		if !repaired {
+			_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs)
+		}
+	})
 	f.doBreak(t, node)
 	said := isTrue(f.reason, f.text)
 	if f.beside {
@@ -67,6 +72,7 @@ func (f fault) try(t *testing.T, node string) {
 		summary = "False" // routine
 	}
 	until(t, node, "NodeDrift", soon, func(c condition) bool { return c.Status == summary })
+	repaired = true
 	sh(t, node, f.repairs)
 	_, cleared := until(t, node, f.condition, clear+10*time.Second, isFalse)
 	if cleared > clear {
