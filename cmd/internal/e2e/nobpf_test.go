@@ -25,7 +25,7 @@ func TestWithoutBPF(t *testing.T) {
 		nameless(t, `[{"op": "add", "path": "`+container+`/args/-", "value": "--bpf=off"}]`, "BPF is off (--bpf=off)")
 	})
 	t.Run("drift", TestDrift)
-	tryAll(t, "node0", "KubeletDrift", soonish, kubeletDown[:3])
+	tryAll(t, "node0", "KubeletDrift", soonish, kubeletDown[:1])
 }
 
 // nameless changes the DaemonSet, and holds every node against what it must say.
