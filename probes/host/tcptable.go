@@ -39,8 +39,11 @@ const maxTCPTable = 1 << 20
 func (p *Process) TCP() ([]TCPSocket, error) {
 	return readProcess(p, "net/tcp", func() (all []TCPSocket, err error) {
 		for _, name := range []string{"tcp", "tcp6"} {
-			all, err = appendTable(all, filepath.Join(p.dir, "net", name))
-			if err != nil && (name == "tcp" || !errors.Is(err, fs.ErrNotExist)) { // a node may have no IPv6
+			more, err := appendTable(all, filepath.Join(p.dir, "net", name))
+			switch {
+			case err == nil:
+				all = more
+			case name == "tcp" || !errors.Is(err, fs.ErrNotExist): // a node may have no IPv6
 				return nil, err
 			}
 		}

@@ -209,6 +209,10 @@ func (m *memory) retransmits() (n uint32) {
 
 // count takes in what the agent's counters say beside the last look.
 func (a *agent) count(t tally, up time.Duration) {
+	defer func() {
+		a.dropped = slices.DeleteFunc(a.dropped, func(at time.Duration) bool { return up-at > window })
+		a.dropped = a.dropped[max(0, len(a.dropped)-drops):]
+	}()
 	if !a.seen {
 		a.packetAt = up
 		return
@@ -220,8 +224,6 @@ func (a *agent) count(t tally, up time.Duration) {
 	for range min(int(n), drops) {
 		a.dropped = append(a.dropped, up)
 	}
-	a.dropped = slices.DeleteFunc(a.dropped, func(at time.Duration) bool { return up-at > window })
-	a.dropped = a.dropped[max(0, len(a.dropped)-drops):]
 	if t.packets != a.last.packets {
 		a.packetAt = up
 	}

@@ -123,7 +123,7 @@ func whyUnresolved(err error) string {
 		case e.IsTimeout:
 			return "no answer from the name servers"
 		}
-		return e.Err
+		return "the name servers give no address"
 	}
 	if err == nil {
 		return "it has no address"
