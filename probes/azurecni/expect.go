@@ -50,6 +50,7 @@ type expectation struct {
 	queueErr error                // why the releases that wait could not be seen
 	joined   bool                 // the runtime was asked
 	owners   map[netip.Addr][]int // pods by address
+	shared   bool                 // an address is there twice
 	dual     bool
 }
 
@@ -149,6 +150,7 @@ func (e *expectation) index() *expectation {
 	for i := range e.pods {
 		for _, ip := range e.pods[i].ips {
 			e.owners[ip] = append(e.owners[ip], i)
+			e.shared = e.shared || len(e.owners[ip]) > 1
 			e.dual = e.dual || ip.Is6()
 		}
 	}

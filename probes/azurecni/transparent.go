@@ -15,12 +15,12 @@ var constantMAC = mac{0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa}
 // sandboxGrace is how long after its sandbox was made a pod's route may be late.
 const sandboxGrace = 60 * s
 
-// eachIP calls do for every address of a pod that should work.
+// eachIP calls do for every address of a pod that should work, once for each.
 func (v *view) eachIP(do func(p *pod, ip netip.Addr)) {
 	for i := range v.pods {
 		p := &v.pods[i]
 		for j, ip := range p.ips {
-			if owners := v.owners[ip]; owners[0] == i && ip.IsValid() && (j == 0 || ip != p.ips[0]) {
+			if !v.shared || v.owners[ip][0] == i && (j == 0 || ip != p.ips[0]) {
 				do(p, ip)
 			}
 		}
@@ -30,7 +30,7 @@ func (v *view) eachIP(do func(p *pod, ip netip.Addr)) {
 // hasRoute tells whether an address has a unicast route of its own.
 func (v *view) hasRoute(ip netip.Addr) bool {
 	for _, r := range v.hosts[ip] {
-		if r.table == tableMain && r.kind == unix.RTN_UNICAST && r.proto != protoRA && r.proto != protoKernel {
+		if r.table == tableMain && r.kind == unix.RTN_UNICAST && r.made() {
 			return true
 		}
 	}
@@ -126,7 +126,7 @@ func (v *view) routeAttributes(say func(probes.Finding)) {
 func (v *view) routeStale(say func(probes.Finding)) {
 	for i := range v.now.routes {
 		r := &v.now.routes[i]
-		if r.table != tableMain || !r.dst.IsSingleIP() || r.kind != unix.RTN_UNICAST || r.proto == protoKernel || r.proto == protoRA || !podLink(v.linkName(r.oif)) {
+		if r.table != tableMain || !r.dst.IsSingleIP() || r.kind != unix.RTN_UNICAST || !r.made() || !podLink(v.linkName(r.oif)) {
 			continue
 		}
 		if ip := r.dst.Addr(); len(v.owners[ip]) == 0 && !v.ownedIP[ip] {

@@ -218,11 +218,17 @@ func (v *view) wins(ip netip.Addr) *route {
 	return nil
 }
 
-// hostAddrs are the routes of table main and default to one pod's address, the best first.
+// hostRoutes are the routes of table main and default to one pod's address, the
+// best first. They are not to be changed: a single one, as every pod in order
+// has, is not copied.
 func (v *view) hostRoutes(ip netip.Addr) []*route {
+	all := v.hosts[ip]
+	if len(all) == 1 && all[0].made() {
+		return all
+	}
 	var list []*route
-	for _, r := range v.hosts[ip] {
-		if r.table != tableLocal && r.proto != protoRA && r.proto != protoKernel {
+	for _, r := range all {
+		if r.made() {
 			list = append(list, r)
 		}
 	}
@@ -230,6 +236,11 @@ func (v *view) hostRoutes(ip netip.Addr) []*route {
 		return cmp.Or(cmp.Compare(b.table, a.table), cmp.Compare(min(a.tos, 1), min(b.tos, 1)), better(a, b))
 	})
 	return list
+}
+
+// made tells whether somebody made a route, and not the kernel with an address.
+func (r *route) made() bool {
+	return r.table != tableLocal && r.proto != protoRA && r.proto != protoKernel
 }
 
 // nodeSubnet is the subnet of the address that the uplink has; zero for none.
