@@ -198,7 +198,20 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	if changed {
 		l.agent.tell(happened)
 	}
-	return sooner(max(again, 0), every-every/10+rand.N(every/10+1))
+	return sooner(max(again, 0), onBeat(l.agent.now().Mono, every-every/10+rand.N(every/10+1), every))
+}
+
+// onBeat moves a look that is due in a while to a whole second of the monotonic
+// clock, at most a period from now: the agent then wakes once for all its probes.
+func onBeat(now, due, every time.Duration) time.Duration {
+	if every < time.Second {
+		return due
+	}
+	due = (now + due).Round(time.Second) - now
+	if due > every {
+		due -= time.Second
+	}
+	return max(due, 0)
 }
 
 // see looks, and looks again while the agent itself is starved and the look

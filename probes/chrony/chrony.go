@@ -115,6 +115,10 @@ func (p *Probe) configs(r unit.Run) []string {
 // readEach is how old settings may become where nothing is heard of files.
 const readEach = 30 * time.Second
 
+// othersEach is how old what systemd says of other time daemons may become: their
+// coming and going is heard, and an answer for each of them costs systemd, too.
+const othersEach = 5 * time.Minute
+
 // Check asks the unit, chronyd and the kernel. Files and other units are looked at
 // when they moved, and twice a minute.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
@@ -295,7 +299,7 @@ const askOthersWithin = 150 * time.Millisecond
 func (p *Probe) lookAtOthers(ctx context.Context, st *unit.State, answers bool, look *probes.Look) {
 	ctx, cancel := context.WithTimeout(ctx, askOthersWithin)
 	defer cancel()
-	if age := time.Since(p.asked); p.heard.Swap(false) || p.asked.IsZero() || age < 0 || age > readEach {
+	if age := time.Since(p.asked); p.heard.Swap(false) || p.asked.IsZero() || age < 0 || age > othersEach {
 		p.asked, p.others, p.othersUnask = time.Now(), nil, ""
 		for _, name := range otherDaemons {
 			u, err := p.units.Unit(ctx, name)

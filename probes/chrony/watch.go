@@ -16,11 +16,12 @@ import (
 // A reading is all clocks at once.
 type reading struct {
 	real, mono, boot time.Duration
-	strain           host.Strain
+	strain           host.Strain // as of the last beat that read it
 }
 
 const (
 	beat       = time.Second
+	strainEach = 10 // beats; and after each gap, which it must explain
 	leastStep  = 50 * time.Millisecond
 	leastGap   = 2 * time.Second
 	stepAfter  = time.Minute // a step within it of a freeze is the freeze's
@@ -126,9 +127,9 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 	gauge := host.NewStrainGauge()
 	defer gauge.Close()
 	var w witness
-	tick := time.NewTicker(beat)
+	tick := time.NewTimer(host.ToBeat())
 	defer tick.Stop()
-	for {
+	for beats := 0; ; beats++ {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -138,8 +139,12 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 			}
 		case <-tick.C:
 		}
-		strain, _ := gauge.Read() // not told: a gap is then taken for a freeze
-		what, froze := w.hear(reading{clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_BOOTTIME), strain})
+		tick.Reset(host.ToBeat())
+		now := reading{clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_BOOTTIME), w.last.strain}
+		if beats%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
+			now.strain, _ = gauge.Read() // not told: a gap is then taken for a freeze
+		}
+		what, froze := w.hear(now)
 		if froze {
 			p.frozen.Store(int64(clockOf(unix.CLOCK_BOOTTIME)))
 		}

@@ -89,6 +89,11 @@ func parseUptime(s string) (time.Duration, error) {
 // Monotonic is CLOCK_MONOTONIC: the time since boot without what was suspended.
 func Monotonic() time.Duration { return clock(unix.CLOCK_MONOTONIC) }
 
+// ToBeat is how long it is until the next whole second of [Monotonic]: who has to
+// do something each second does it then, so that the program, and the CPU, wake
+// once for all of them.
+func ToBeat() time.Duration { return time.Second - Monotonic()%time.Second }
+
 func clock(id int32) time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(id, &ts); err != nil {

@@ -4,13 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Uptime is the time since the node's kernel booted, suspended time included
 // (CLOCK_BOOTTIME), in 1/100 s: the clock of [Process.StartTime].
 func (p Processes) Uptime() (time.Duration, error) {
-	if p.dir == "" {
+	switch p.dir {
+	case "":
 		return 0, errors.New("tell the uptime: no /proc")
+	case "/proc": // its uptime file is this clock in text
+		return clock(unix.CLOCK_BOOTTIME).Truncate(10 * time.Millisecond), nil
 	}
 	text, err := p.file("uptime")
 	if err != nil {

@@ -25,7 +25,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	defer cancel()
 	files := make(chan error, 1)
 	go func() { files <- p.root.Watch(ctx, h, certificates...) }()
-	tick := time.NewTicker(beat)
+	tick := time.NewTimer(host.ToBeat())
 	defer tick.Stop()
 	ear := ear{seen: map[*host.Process]host.TCPCounters{}}
 	last := p.uptime()
@@ -38,6 +38,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 			return err
 		case <-tick.C:
 		}
+		tick.Reset(host.ToBeat())
 		now := p.uptime()
 		if last > 0 && now-last > beat+froze {
 			p.frozen.Store(int64(now))
