@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What cannot be had on a lab node, which has no tunnel.
+func init() {
+	maps.Copy(fixtureOnly, map[string]string{
+		"TunnelDown":              "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
+		"TunnelNotResponding":     "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
+		"TunnelAgentHung":         "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
+		"TunnelUnstable":          "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
+		"TunnelAgentCrashLooping": "the lab has no tunnel: what the runtime tells of containers, typed",
+		"TunnelRetransmitting":    "the lab has no tunnel: a typed table of sockets",
+		"TunnelKeepaliveUnsafe":   "the lab has no tunnel: typed arguments",
+		"TunnelNotRedundant":      "the lab has no tunnel: recorded metrics",
+		"APIServerNotReady":       "the lab's API server says that it is ready until it ends: typed",
+	})
+	if os.Getenv("NODEDRIFT_INTERCEPT") != "" {
+		fmt.Fprintln(os.Stderr, intercept())
+		os.Exit(1)
+	}
+}
+
+// intercept is a firewall that inspects TLS: this very program, copied into a node.
+func intercept() error {
+	pair, err := tls.LoadX509KeyPair("/root/intercept.crt", "/root/intercept.key")
+	if err != nil {
+		return err
+	}
+	l, err := tls.Listen("tcp", ":9443", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func(c net.Conn) {
+			defer c.Close()
+			c.Read(make([]byte, 1))
+		}(c)
+	}
+}
+
+const (
+	tunnelCondition = "KonnectivityUnavailable"
+	unreachable     = "KubeletUnreachableFromAPIServer"
+	toAPI           = " OUTPUT -p tcp -d 10.240.0.1 --dport 443 "
+	fromAPI         = " INPUT -p tcp -s 10.240.0.1 --dport 10250 -j DROP"
+	kubeconfig      = "/var/lib/kubelet/kubeconfig"
+)
+
+// What the API server says of the way back is a condition; that the certificate is
+// another one needs an API server that verifies it, which the lab's does not: that is
+// in the probe's own tests.
+func TestKonnectivityWayBack(t *testing.T) {
+	need(t)
+	const node = "node0"
+	healthyTunnel(t, node)
+	// kubelet's certificates are listened to: touched, they are a reason to ask.
+	const ask = "touch /var/lib/kubelet/pki/kubelet.crt"
+	// Its hold is what it is on a real node: other tests stop kubelet for seconds.
+	tryAll(t, node, tunnelCondition, 30*time.Second, []fault{
+		{name: "kubelet stopped", reason: unreachable, text: "the connection is refused", within: 35 * time.Second,
+			breaks: "systemctl stop kubelet", repairs: "systemctl start kubelet"},
+		{name: "packets to kubelet dropped", reason: unreachable, text: "no answer", within: 80 * time.Second, clear: 130 * time.Second,
+			breaks: "iptables -I" + fromAPI + "; " + ask, repairs: "iptables -D" + fromAPI + "; " + ask},
+	})
+}
+
+// healthyTunnel waits until a node is in order, and both ways have been judged.
+func healthyTunnel(t *testing.T, node string) {
+	t.Helper()
+	until(t, node, tunnelCondition, time.Minute, isFalse)
+	for _, c := range document(t, node).Conditions {
+		if c.Type == tunnelCondition && (len(c.NotJudged) > 0 || len(c.Findings) > 0) {
+			t.Errorf("%s: not judged: %q; findings: %+v", node, c.NotJudged, c.Findings)
+		}
+	}
+}
+
+// A node whose way to the API server is cut cannot tell the API server: its own
+// document has it.
+func TestKonnectivityForward(t *testing.T) {
+	need(t)
+	const node = "node1"
+	cert, key := keyPair(t, -time.Hour, time.Hour)
+	put(t, node, "/root/intercept.crt", cert)
+	put(t, node, "/root/intercept.key", key)
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(testLab.Node(node).Root(), "usr/local/bin/intercept"), self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const (
+		redirect = toAPI + "-j REDIRECT --to-ports 9443"
+		again    = "systemctl restart kubelet kube-proxy"
+		byName   = "cp " + kubeconfig + " /root/; cp /etc/hosts /root/hosts; cp -L /etc/resolv.conf /root/resolv.conf; echo '10.240.0.1 kubernetes' >>/etc/hosts; " +
+			"sed -i 's,server: .*,server: https://kubernetes:443,' " + kubeconfig + "; systemctl restart kubelet; sleep 40; "
+	)
+	for _, f := range []fault{
+		{name: "address black-holed", reason: "APIServerUnreachable", text: "10.240.0.1:443 cannot be reached: no answer", within: time.Minute,
+			breaks: "iptables -I" + toAPI + "-j DROP", repairs: "iptables -D" + toAPI + "-j DROP"},
+		{name: "TLS intercepted", reason: "APIServerTLSIntercepted", text: "its certificate is not of the cluster's authority", within: 75 * time.Second,
+			breaks:  "systemd-run --unit=intercept --setenv=NODEDRIFT_INTERCEPT=1 /usr/local/bin/intercept; iptables -t nat -I" + redirect + "; " + again,
+			repairs: "iptables -t nat -D" + redirect + "; systemctl stop intercept; " + again},
+		{name: "DNS dead", reason: "APIServerUnresolvable", text: "the API server's name kubernetes does not resolve", within: 75 * time.Second,
+			breaks:  byName + "cp /root/hosts /etc/hosts; echo 'nameserver 192.0.2.1' >/etc/resolv.conf; " + again,
+			repairs: "cp /root/hosts /etc/hosts; cp /root/resolv.conf /etc/resolv.conf; cp /root/kubeconfig " + kubeconfig + "; " + again},
+	} {
+		t.Run(f.name, func(t *testing.T) { f.offline(t, node) })
+	}
+}
+
+// offline breaks the way to the API server, waits for the word in the agent's own
+// document, repairs it, and waits for the all-clear there and in the API.
+func (f fault) offline(t *testing.T, node string) {
+	until(t, node, tunnelCondition, 2*time.Minute, isFalse)
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", f.repairs)
+	})
+	sh(t, node, f.breaks)
+	began := time.Now()
+	says := func() (text string) {
+		for _, c := range document(t, node).Conditions {
+			for _, found := range c.Findings {
+				if c.Type == tunnelCondition && found.Reason == f.reason && !found.Held {
+					text = found.Message
+				}
+			}
+		}
+		return text
+	}
+	var text string
+	for text == "" {
+		if time.Since(began) > f.within {
+			t.Fatalf("not raised after %s: %+v", f.within, document(t, node).Conditions)
+		}
+		time.Sleep(200 * time.Millisecond)
+		text = says()
+	}
+	raised := time.Since(began)
+	t.Logf("%s: %.1f s: %q", node, raised.Seconds(), text)
+	if !strings.Contains(text, f.text) {
+		t.Errorf("it says %q, want %q", text, f.text)
+	}
+	sh(t, node, f.repairs)
+	began = time.Now()
+	for says() != "" {
+		if time.Since(began) > 45*time.Second {
+			t.Fatal("not cleared after 45 s")
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	record(f.reason, "document", raised, time.Since(began))
+	until(t, node, tunnelCondition, 2*time.Minute, isFalse)
+}
