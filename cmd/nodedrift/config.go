@@ -72,7 +72,8 @@ type waiverConfig struct {
 }
 
 // section decodes what the configuration says of one probe into the probe's own
-// type. Errors are kept for the end.
+// type, whose Valid, if it has one, names a key with a value that is none. Errors
+// are kept for the end.
 func section[T any](c *config, name string) (own T) {
 	n, ok := c.Probes[name]
 	if !ok || n.Tag == "!!null" {
@@ -88,6 +89,11 @@ func section[T any](c *config, name string) (own T) {
 	}
 	if err == nil && shared.Every != 0 && (shared.Every < 100*time.Millisecond || shared.Every > time.Hour) {
 		err = fmt.Errorf("line %d: %s.every: is %s, want 100ms to 1h", n.Line, at, shared.Every)
+	}
+	if v, ok := any(own).(interface{ Valid() error }); err == nil && ok {
+		if wrong := v.Valid(); wrong != nil {
+			err = fmt.Errorf("line %d: %s.%w", n.Line, at, wrong)
+		}
 	}
 	if err != nil {
 		c.errs = append(c.errs, err)

@@ -22,6 +22,8 @@ func TestConfigErrorsNameTheLine(t *testing.T) {
 		{"mode", "mode: condition\n", `line 1: mode: is "condition", want observe, events or conditions; did you mean "conditions"?`},
 		{"duration", "probes:\n  reboot:\n    overdue: soon\n", `line 3: "soon" is not a duration such as 30s, 5m or 7d`},
 		{"negative duration", "reasons:\n  SysctlChanged: {hold: -5s}\n", `line 2: "-5s" is not a duration`},
+		{"a value that is none", "probes:\n  azurecni: {expect: crii}\n", `line 2: probes.azurecni.expect: is "crii", want cri or state-file`},
+		{"an address elsewhere", "probes:\n  azurecni: {cns: \"http://10.0.0.1:10090\"}\n", `probes.azurecni.cns: "10.0.0.1:10090" is not on this node`},
 		{"too often", "probes:\n  sysctl: {every: 1ms}\n", `probes.sysctl.every: is 1ms, want 100ms to 1h`},
 		{"waiver without why", "waivers:\n- {reason: SysctlChanged}\n", `line 2: waivers.0: a waiver needs a why`},
 		{"waiver of nothing", "waivers:\n- {reason: Sysctl, why: x}\n", `line 2: waivers.0.reason: there is no reason "Sysctl"`},

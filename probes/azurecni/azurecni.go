@@ -34,7 +34,24 @@ type Config struct {
 	CNS string
 }
 
-const expectStateFile = "state-file"
+const (
+	expectCRI       = "cri"
+	expectStateFile = "state-file"
+)
+
+// Valid says which key has a value that is none of its own, and what is wanted.
+func (c Config) Valid() error {
+	if c.Expect != "" && c.Expect != expectCRI && c.Expect != expectStateFile {
+		return fmt.Errorf("expect: is %q, want %s or %s", c.Expect, expectCRI, expectStateFile)
+	}
+	if c.CNS == "" {
+		return nil
+	}
+	if _, err := cnsURL(c.CNS); err != nil {
+		return fmt.Errorf("cns: %w", err)
+	}
+	return nil
+}
 
 // A tree is the node's files, as far as a CNI needs them.
 type tree interface {

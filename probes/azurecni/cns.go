@@ -37,13 +37,22 @@ func (e *expectation) addCNS(ctx context.Context, base string) error {
 	return nil
 }
 
-func askCNS(ctx context.Context, base string) ([]netip.Addr, error) {
+// cnsURL is where azure-cns answers: on loopback, and nowhere else.
+func cnsURL(base string) (*url.URL, error) {
 	u, err := url.Parse(base)
-	if err != nil {
-		return nil, err
+	if err != nil || u.Scheme != "http" {
+		return nil, fmt.Errorf("is %q, want http://localhost:10090", base)
 	}
 	if ip, err := netip.ParseAddr(u.Hostname()); u.Hostname() != "localhost" && (err != nil || !ip.IsLoopback()) {
 		return nil, fmt.Errorf("%q is not on this node", u.Host)
+	}
+	return u, nil
+}
+
+func askCNS(ctx context.Context, base string) ([]netip.Addr, error) {
+	u, err := cnsURL(base)
+	if err != nil {
+		return nil, err
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, u.JoinPath("debug/ipaddresses").String(), strings.NewReader(`{"IPConfigStateFilter":["Assigned"]}`))
 	if err != nil {
