@@ -53,6 +53,8 @@ func down(u host.Unit) (text string, hold time.Duration) {
 	switch {
 	case u.Job != 0:
 		return "is to be started and is not: " + ended(u), holdBusy
+	case u.LoadState == "not-found":
+		return "is gone, and its unit file too", holdDown
 	case u.LoadState == "masked":
 		return "is masked and does not run", holdDown
 	case u.ActiveState == "failed":

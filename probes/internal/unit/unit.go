@@ -134,7 +134,8 @@ func New(files Files, procs Processes, units Units, o Options) *Checker {
 // heavyEach is how old what files say may become without anything heard.
 const heavyEach = 30 * time.Second
 
-// Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable].
+// Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
+// that was there on this boot and is gone does not run.
 // Most looks cost a system call: systemd is asked when it was heard, when the
 // process is gone, when all is not well, and twice a minute.
 func (c *Checker) Look(ctx context.Context) (State, error) {
@@ -145,7 +146,7 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	if u.LoadState == "not-found" && u.ActiveState != "active" {
+	if u.LoadState == "not-found" && u.ActiveState != "active" && !c.loop.first { // not once on this boot
 		return State{}, fmt.Errorf("no %s: %w", c.o.Units[0], probes.ErrNotApplicable)
 	}
 	s := State{Run: Run{Unit: u}}

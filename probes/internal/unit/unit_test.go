@@ -274,6 +274,27 @@ func TestExcused(t *testing.T) {
 	})
 }
 
+// TestGone takes the unit away: on a node that had it, that is no want of one.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		there := b.unit
+		gone := host.Unit{Id: "x.service", LoadState: "not-found", ActiveState: "inactive", SubState: "dead"}
+		b.unit = gone
+		if _, err := b.Look(b.t.Context()); !errors.Is(err, probes.ErrNotApplicable) {
+			t.Errorf("a node that never had it: %v", err)
+		}
+		b.unit = there
+		b.wants("at first")
+		b.unit = gone
+		b.wants("gone", "XNotRunning x.service")
+		b.restart()
+		b.wants("gone, for an agent that was restarted", "XNotRunning x.service")
+		b.unit = there
+		b.wants("put back")
+	})
+}
+
 func TestHolds(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -294,6 +315,7 @@ func TestHolds(t *testing.T) {
 		{host.Unit{ActiveState: "activating", SubState: "start-pre", Job: 3}, time.Minute, "does not get started: it is in start-pre"},
 		{host.Unit{ActiveState: "activating", SubState: "auto-restart", Result: "exit-code", ExecMainCode: 1, ExecMainStatus: 1}, time.Minute, "waits to be started again: exit status 1"},
 		{host.Unit{ActiveState: "deactivating", SubState: "stop-sigterm"}, time.Minute, "does not get stopped: it is in stop-sigterm"},
+		{host.Unit{ActiveState: "inactive", LoadState: "not-found"}, 3 * time.Second, "is gone, and its unit file too"},
 		{host.Unit{ActiveState: "inactive", LoadState: "masked"}, 3 * time.Second, "is masked and does not run"},
 	} {
 		if text, hold := down(c.u); text != c.text || hold != c.hold {
