@@ -159,7 +159,7 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 	}
 	s.Findings = append(s.Findings, c.restarted(u)...)
 	c.excuse = ""
-	if s.Fresh = c.due(u); s.Fresh {
+	if s.Fresh = c.due(&s); s.Fresh {
 		c.lookAtFiles(ctx, &s)
 	}
 	s.Env = c.env
@@ -184,8 +184,9 @@ func (c *Checker) withoutSystemd() bool {
 }
 
 // due tells whether files are to be looked at.
-func (c *Checker) due(u host.Unit) bool {
-	now := fmt.Sprint(u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths, u.NeedDaemonReload)
+func (c *Checker) due(s *State) bool {
+	u := &s.Unit
+	now := fmt.Sprint(s.Running, u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths, u.NeedDaemonReload)
 	moved := now != c.last
 	c.last = now
 	return c.heard.Swap(false) || moved || c.heavy.IsZero() || time.Since(c.heavy) >= heavyEach || time.Now().Before(c.heavy)

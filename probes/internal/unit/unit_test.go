@@ -274,6 +274,23 @@ func TestExcused(t *testing.T) {
 	})
 }
 
+// TestConfigOfTheDead changes the configuration of a daemon that then dies: nothing
+// runs with the old one any more.
+func TestConfigOfTheDead(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		b.settled()
+		b.write("etc/x.conf", "answer = 43\n")
+		b.wants("changed", "XConfigNotLoaded /etc/x.conf")
+		b.unit.ActiveState, b.unit.SubState, b.unit.Result, b.unit.MainPID = "failed", "failed", "signal", 0
+		b.service.Heard() // of files nothing was heard
+		s, err := b.Look(b.t.Context())
+		if err != nil || len(s.Findings) != 1 || s.Findings[0].Reason != "XNotRunning" {
+			t.Errorf("dead: %+v, %v", s.Findings, err)
+		}
+	})
+}
+
 // TestGone takes the unit away: on a node that had it, that is no want of one.
 func TestGone(t *testing.T) {
 	t.Parallel()
