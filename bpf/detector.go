@@ -39,10 +39,11 @@ func (d *detector) lost() (n uint64) {
 	return n
 }
 
-// identify says who a task is by its cgroup.
+// identify says who a task is by its cgroup. The nil detector knows what the event
+// says.
 func (d *detector) identify(a *actorEvent) identity {
 	switch {
-	case d.walk != nil:
+	case d != nil && d.walk != nil:
 		return identify(d.walk.find(a.Cgroup))
 	case a.Where == outside: // not of this node
 		return identity{}

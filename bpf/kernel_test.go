@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/link"
-
 	"github.com/nodedrift/nodedrift/probes"
 )
 
@@ -379,18 +377,28 @@ func TestBlockedThreadIsCounted(t *testing.T) {
 	defer cmd.Wait()
 	defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	tr := traced(t)
-	d := tr.state(censusDetector).d.Load()
-	for range 100 {
-		all, err := census(d.links[0].(*link.Iter))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, b := range all {
-			if int(b.By.PID) == cmd.Process.Pid && text(b.By.Comm[:]) == "chronyd" {
-				return
+	find := func(what string, census func() ([]blocked, error)) (found blocked) {
+		for range 100 {
+			all, err := census()
+			if err != nil {
+				t.Fatal(err)
 			}
+			for _, b := range all {
+				if int(b.By.PID) == cmd.Process.Pid && text(b.By.Comm[:]) == "chronyd" {
+					return b
+				}
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		time.Sleep(20 * time.Millisecond)
+		t.Errorf("a blocked thread was not counted by %s", what)
+		return found
 	}
-	t.Error("a blocked thread was not counted")
+	kernel := find("the kernel", tr.state(censusDetector).d.Load().census)
+	proc := find("/proc", func() ([]blocked, error) { return readCensus("/proc"), nil })
+	if kernel.Switches != proc.Switches || kernel.Thread != proc.Thread || proc.Start == 0 {
+		t.Errorf("the kernel says %d switches of %d, /proc %d of %d (start %d)", kernel.Switches, kernel.Thread, proc.Switches, proc.Thread, proc.Start)
+	}
+	if k, p := tr.state(censusDetector).d.Load().identify(&kernel.By), (*detector)(nil).identify(&proc.By); k != p {
+		t.Errorf("the kernel says %+v, /proc %+v", k, p)
+	}
 }

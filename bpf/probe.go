@@ -49,24 +49,25 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 			value = 1
 		} else {
 			why = errors.New(s.Reason)
-			look.NotJudged = append(look.NotJudged, detectorOf[s.Detector]+": detector "+s.Detector+": "+s.Reason+instead[detectorOf[s.Detector]])
+			look.NotJudged = append(look.NotJudged, detectorOf[s.Detector]+": detector "+s.Detector+": "+s.Reason+instead[s.Detector])
 		}
 		look.Samples = append(look.Samples, probes.Sample{Name: "bpf_detector_active", Labels: []string{s.Detector}, Value: value})
 	}
 	if active == 0 {
-		return look, fmt.Errorf("who did what is not known: %w%s: %w", why, instead[OOMKilled], probes.ErrNotApplicable)
+		return look, fmt.Errorf("who did what is not known: %w%s: %w", why, instead[oomDetector], probes.ErrNotApplicable)
 	}
 	return look, nil
 }
 
-// instead says, of the reasons that the kernel log tells too, whether it does.
+// instead says what is done in the place of a detector.
 func (t *Tracer) instead() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.logSay == "" {
-		return nil
+	all := map[string]string{censusDetector: "; /proc is read instead"}
+	if t.logSay != "" {
+		all[oomDetector], all[hangDetector] = "; "+t.logSay, "; "+t.logSay
 	}
-	return map[string]string{OOMKilled: "; " + t.logSay, TaskHung: "; " + t.logSay}
+	return all
 }
 
 // Watch implements [probes.Watcher].

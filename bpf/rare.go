@@ -3,9 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"io"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -128,28 +126,6 @@ func commFilter() []byte {
 		filter[h/8] |= 1 << (h % 8)
 	}
 	return filter
-}
-
-// census reads who is blocked now.
-func census(at *link.Iter) ([]blocked, error) {
-	f, err := at.Open()
-	if err != nil {
-		return nil, fmt.Errorf("count blocked threads: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil {
-		return nil, fmt.Errorf("count blocked threads: %w", err)
-	}
-	var all []blocked
-	for size := int(unsafe.Sizeof(blocked{})); len(b) >= size; b = b[size:] {
-		e, err := decode[blocked](b)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, *e)
-	}
-	return all, nil
 }
 
 const (

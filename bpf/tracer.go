@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -441,9 +440,9 @@ func (t *Tracer) mind(ctx context.Context) {
 				t.countLost(s)
 			}
 			t.rare.limit.flush(t)
-			if s := t.state(censusDetector); s.d.Load() != nil && now.Sub(counted) >= censusEvery {
+			if now.Sub(counted) >= censusEvery {
 				counted = now
-				t.census(s)
+				t.census(t.state(censusDetector))
 				t.tryAgain(ctx)
 			}
 			if t.klog != nil && now.Sub(logged) >= logEvery {
@@ -478,20 +477,23 @@ func (t *Tracer) countLost(s *state) {
 	}
 }
 
+// census tells of threads of daemons that are blocked for long: the kernel counts
+// them, or else /proc is read.
 func (t *Tracer) census(s *state) {
-	all, err := census(s.d.Load().links[0].(*link.Iter))
+	from := s.d.Load()
+	all, err := from.census()
 	if err != nil {
-		if s.mu.Lock(); s.active {
-			t.cfg.Log.Warn("blocked threads are not counted", "error", err)
+		if from != nil { // before Linux 5.19 it takes CAP_BPF, which the agent gives up
+			s.set(false, err.Error())
+			from = nil
 		}
-		s.mu.Unlock()
-		s.set(false, err.Error())
-		return
+		all = readCensus("/proc")
+	} else {
+		s.set(true, "")
 	}
-	s.set(true, "")
 	for _, b := range t.rare.ward.hung(all, monotonic()) {
 		s.events.Add(1)
-		t.rare.blocked(s.d.Load(), &b.By, hungAfter)
+		t.rare.blocked(from, &b.By, hungAfter)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nodedrift/nodedrift/cmd/internal/lock"
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
 )
@@ -71,13 +72,7 @@ func TestLockedIn(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: others can change little")
 	}
-	// Of its own, as tests may be built with cgo, and threads that are not Go's cannot be locked.
-	program := filepath.Join(t.TempDir(), "agent.test")
-	build := exec.Command("go", "test", "-c", "-o", program, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program := withoutCgo(t)
 	const key = "kernel.printk_ratelimit_burst"
 	value, err := os.ReadFile("/proc/sys/kernel/printk_ratelimit_burst")
 	if err != nil {
@@ -100,6 +95,22 @@ func TestLockedIn(t *testing.T) {
 		cmd.Env = append(os.Environ(), cellVariable+"="+encoded)
 		return cmd
 	}))
+}
+
+// withoutCgo is this test as a program whose threads are all Go's: others cannot
+// be locked.
+func withoutCgo(t *testing.T) string {
+	t.Helper()
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0); errno == 0 {
+		return os.Args[0]
+	}
+	program := filepath.Join(t.TempDir(), "agent.test")
+	build := exec.Command("go", "test", "-c", "-o", program, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
 }
 
 // newCell makes victims on the mounts.
@@ -195,9 +206,12 @@ func judge(t *testing.T, said *trial) {
 	if len(said.Attempts) < 60 {
 		t.Errorf("%d attempts to write, want 60 or more", len(said.Attempts))
 	}
+	open := 0
 	for _, v := range said.Attempts {
 		if v.Error == "" {
-			t.Errorf("not refused: %s", v.What)
+			if open++; said.Self.LandlockABI > 0 {
+				t.Errorf("not refused: %s", v.What)
+			}
 		}
 	}
 	for _, v := range said.GoesOn {
@@ -206,8 +220,8 @@ func judge(t *testing.T, said *trial) {
 		}
 	}
 	for _, l := range said.Self.Locks {
-		if !l.Holds {
-			t.Errorf("lock %s: %s", l.Name, l.Why)
+		if l.Holds == (l.Name == "landlock" && said.Self.LandlockABI == 0) {
+			t.Errorf("lock %s holds %v: %s", l.Name, l.Holds, l.Why)
 		}
 	}
 	for _, th := range said.Self.Threads {
@@ -218,7 +232,7 @@ func judge(t *testing.T, said *trial) {
 	if len(said.Self.Threads) < 3 || len(said.Self.Locks) != 3 || len(said.Self.Detectors) == 0 {
 		t.Errorf("it does not tell all of itself: %+v", said.Self)
 	}
-	t.Logf("%d attempts refused, %d things go on, %d threads, Landlock ABI %d", len(said.Attempts), len(said.GoesOn), len(said.Self.Threads), said.Self.LandlockABI)
+	t.Logf("%d attempts, %d not refused, %d things go on, %d threads, Landlock ABI %d", len(said.Attempts), open, len(said.GoesOn), len(said.Self.Threads), said.Self.LandlockABI)
 }
 
 // beAgent is the process that is tried.
@@ -259,7 +273,11 @@ func beAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(c.State, trialFile), b, 0o600); err != nil {
+	f, err := os.OpenFile(filepath.Join(c.State, trialFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(b); errors.Join(err, f.Close()) != nil {
 		t.Fatal(err)
 	}
 }
@@ -449,7 +467,8 @@ func (c *cell) goesOn(ctx context.Context, d *daemon) (all []verdict) {
 	check("every detector, the census read again", func() error {
 		time.Sleep(2 * time.Second) // the first census is a second after the start
 		for _, s := range d.trace.States() {
-			if !s.Active {
+			// Before Linux 5.19, as before the second version of Landlock, an iterator takes CAP_BPF: /proc is read instead.
+			if !s.Active && (s.Detector != "census" || lock.ABI() >= 2) {
 				return fmt.Errorf("%s: %s", s.Detector, s.Reason)
 			}
 		}

@@ -82,6 +82,7 @@ type selfDocument struct {
 	Threads       []thread   `json:"threads"`
 	Locks         []lockDoc  `json:"locks"`
 	LandlockABI   int        `json:"landlockABI"` // 0: the kernel has none
+	Gaps          []string   `json:"gaps"`        // what the locks leave open on this kernel though they hold
 	Writable      []string   `json:"writable"`    // folders
 	Kept          []string   `json:"kept"`        // capabilities that were to stay, and why
 	Detectors     []detector `json:"detectors"`
@@ -115,9 +116,9 @@ type detector struct {
 // self describes this process as it is now.
 func (d *daemon) self() *selfDocument {
 	s := &selfDocument{SchemaVersion: agent.SchemaVersion, Version: version, PID: os.Getpid(), Threads: threads(), Locks: []lockDoc{},
-		Writable: append([]string{}, d.flags.writes...), Kept: []string{}, Detectors: []detector{}, NotJudged: []string{}}
+		Writable: append([]string{}, d.flags.writes...), Kept: []string{}, Gaps: []string{}, Detectors: []detector{}, NotJudged: []string{}}
 	if l := d.locked.Load(); l != nil {
-		s.LandlockABI, s.Kept = l.ABI, append(s.Kept, l.kept...)
+		s.LandlockABI, s.Kept, s.Gaps = l.ABI, append(s.Kept, l.kept...), append(s.Gaps, l.Gaps()...)
 		land := l.Landlock
 		if land == nil {
 			land = lock.Try()
@@ -251,6 +252,9 @@ func (s *selfDocument) print(w io.Writer) error {
 		t.row("", "lock "+l.Name, word(l.Holds, "holds", "OPEN"), l.Why)
 	}
 	t.row("", "landlock", "ABI "+strconv.Itoa(s.LandlockABI), "writable: "+none(s.Writable))
+	for _, g := range s.Gaps {
+		t.row("", "gap", "OPEN", g)
+	}
 	for _, k := range s.Kept {
 		t.row("", "capability", "kept", k)
 	}

@@ -10,7 +10,9 @@
 // other processes and their priorities, new programs and new namespaces.
 //
 // What stays open is uid 0's authority on the sockets of systemd and containerd:
-// the calls made there are a short list of reads.
+// the calls made there are a short list of reads. And before Linux 6.2, where
+// Landlock does not know truncation, a file can be emptied by openat2(2), whose
+// flags a filter does not see: [State.Gaps] tells.
 package lock
 
 import (
@@ -35,6 +37,14 @@ type State struct {
 	Landlock     error
 	Syscalls     error
 	ABI          int // the kernel's version of Landlock; 0: it has none
+}
+
+// Gaps are what the locks leave open on this kernel though they hold.
+func (s State) Gaps() []string {
+	if s.Landlock == nil && s.ABI < 3 {
+		return []string{"a file can be emptied by openat2(O_TRUNC): Landlock refuses it from Linux 6.2 on"}
+	}
+	return nil
 }
 
 // Err is what does not hold.

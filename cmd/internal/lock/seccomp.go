@@ -79,6 +79,7 @@ func rules(machine, pid uint32) program {
 	p.when(unix.SYS_TGKILL, atArgument(0), equal, pid, yes, no) // the runtime's own
 	p.when(unix.SYS_PIDFD_SEND_SIGNAL, atArgument(1), equal, 0, yes, no)
 	p.when(unix.SYS_CLONE, atArgument(0), anyBit, unix.CLONE_THREAD, yes, no)
+	p.when(unix.SYS_OPENAT, atArgument(2), anyBit, unix.O_TRUNC, no, yes) // Landlock sees it from Linux 6.2 on
 	p.add(equal, unix.SYS_CLONE3, 0, 1)
 	p.add(say, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS), 0, 0) // callers fall back to clone
 	p.add(equal, unix.SYS_KILL, 0, 6)
