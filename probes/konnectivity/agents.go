@@ -38,8 +38,8 @@ type processes interface {
 	Uptime() (time.Duration, error)
 }
 
-// runtime is the node's container runtime; *host.CRI satisfies it.
-type runtime interface {
+// containerRuntime is the node's container runtime; *host.CRI satisfies it.
+type containerRuntime interface {
 	Sandboxes(ctx context.Context) ([]host.Sandbox, error)
 	SandboxDetails(ctx context.Context) ([]host.Sandbox, error)
 	Containers(ctx context.Context) ([]host.Container, error)

@@ -227,7 +227,7 @@ func (p *Probe) askBack(e *endpoint) {
 }
 
 // toldBack says what the last answer was.
-func (p *Probe) toldBack(e *endpoint, look *probes.Look) {
+func (p *Probe) toldBack(look *probes.Look) {
 	if !p.self.known() {
 		look.NotJudged = append(look.NotJudged, KubeletUnreachable+": the agent runs in no pod, whose log could be asked for")
 		return
@@ -239,7 +239,7 @@ func (p *Probe) toldBack(e *endpoint, look *probes.Look) {
 	case last.unable != "":
 		look.NotJudged = append(look.NotJudged, KubeletUnreachable+": "+last.unable)
 	case last.id != "":
-		f := probes.Finding{Reason: KubeletUnreachable, ID: last.id, Subject: "kubelet", Source: e.source,
+		f := probes.Finding{Reason: KubeletUnreachable, ID: last.id, Subject: "kubelet",
 			Message: "the API server cannot reach this node's kubelet: " + last.text}
 		if last.id == noAgent || last.id == agentSilent {
 			f.Hold = holdTunnelElsewhere // the cluster's, not this node's

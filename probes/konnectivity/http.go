@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/nodedrift/nodedrift/probes/host"
 )
@@ -45,7 +46,7 @@ func exchange(ctx context.Context, conn net.Conn, request string, read func(stat
 	if deadline, ok := ctx.Deadline(); ok {
 		conn.SetDeadline(deadline)
 	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
 	if _, err := io.WriteString(conn, request); err != nil {
 		return err
 	}

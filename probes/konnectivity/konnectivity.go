@@ -51,7 +51,7 @@ type Probe struct {
 	root   tree
 	procs  processes
 	units  units
-	cri    runtime
+	cri    containerRuntime
 	self   Self
 	tcp    sockets
 	lookup func(ctx context.Context, name string) ([]netip.Addr, error)
@@ -183,7 +183,7 @@ func (p *Probe) ways(ctx context.Context, look *probes.Look) error {
 		p.back.wait(within)
 	}
 	err := p.told(e, look)
-	p.toldBack(e, look)
+	p.toldBack(look)
 	return err
 }
 
