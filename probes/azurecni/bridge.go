@@ -245,6 +245,6 @@ func (v *view) conntrack(say func(probes.Finding)) {
 // dnsServers tells of DNS servers that the CNI lost when it copied the uplink's.
 func (v *view) dnsServers(say func(probes.Finding)) {
 	if lease := v.counters.leaseDNS; len(lease) > 1 && len(v.state.dns) == 1 && v.state.dns[0] == lease[0] {
-		say(probes.Finding{Subject: v.bridgeName(), Message: fmt.Sprintf("has the first of %d DNS servers only", len(lease)), Observed: v.state.dns[0], Wanted: some(lease, 3)})
+		say(probes.Finding{Subject: v.bridgeName(), Message: fmt.Sprintf("has the first of %d DNS servers only", len(lease)), Observed: v.state.dns[0], Wanted: some(lease, len(lease), 3)})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -62,6 +63,7 @@ var causes = []cause{
 
 // plural is how findings of many subjects read as one.
 var plural = map[string]string{
+	"N-RULE":     "foreign routing rules",
 	"N-PLATFORM": "platform addresses are not routed as they should be", "N-FORWARDING": "links do not forward", "N-ROUTE-TYPE": "addresses are blocked by a route",
 	"N-DUP-IP": "pod addresses are not unique", "N-OVERLAP": "prefixes take addresses of the node's subnet",
 	"T-ROUTE-MISSING": "routes missing", "T-ROUTE-WRONG-DEV": "routes go to a wrong device", "T-ROUTE-DUP": "pods have more than one route",
@@ -100,6 +102,59 @@ func (*Probe) Explain(confirmed []probes.Finding) []probes.Finding {
 	return roots
 }
 
+// maxFindings is how many findings the agent keeps of one look.
+const maxFindings = 512
+
+// others is the subject of a finding that stands for many alike.
+const others = "others"
+
+// fit makes findings that are too many to keep into fewer: of each kind the first
+// ones, and one that counts the others.
+func fit(found []probes.Finding) []probes.Finding {
+	if len(found) <= maxFindings {
+		return found
+	}
+	counts := map[kind]int{}
+	for i := range found {
+		counts[kindOf(&found[i])]++
+	}
+	each := maxFindings/len(counts) - 1
+	taken, rest := map[kind]int{}, map[kind]int{} // how many, and where those beyond are counted
+	var out []probes.Finding
+	for i := range found {
+		f, k := found[i], kindOf(&found[i])
+		taken[k]++
+		switch at, ok := rest[k]; {
+		case taken[k] <= each || counts[k] == each+1:
+			out = append(out, f)
+		case ok:
+			out[at].Hold = max(out[at].Hold, f.Hold)
+		default:
+			more := strconv.Itoa(counts[k] - each)
+			rest[k] = len(out)
+			out = append(out, probes.Finding{ID: f.ID, Reason: f.Reason, Severity: f.Severity, Hold: f.Hold, Subject: others, Message: more + " more " + cmp.Or(plural[f.ID], f.ID), Observed: more})
+		}
+	}
+	return out
+}
+
+// stands is how many findings one stands for.
+func stands(f *probes.Finding) int {
+	if f.Subject != others {
+		return 1
+	}
+	n, _ := strconv.Atoi(f.Observed)
+	return n
+}
+
+// A kind is what findings that read as one have in common.
+type kind struct {
+	id       string
+	severity probes.Severity
+}
+
+func kindOf(f *probes.Finding) kind { return kind{f.ID, f.Severity} }
+
 // depth is the place of an invariant among the causes.
 func depth(id string) int {
 	if i := slices.IndexFunc(causes, func(c cause) bool { return c.id == id }); i >= 0 {
@@ -110,19 +165,15 @@ func depth(id string) int {
 
 // fold makes one finding of many that are alike.
 func fold(list []probes.Finding) (out []probes.Finding) {
-	type kind struct {
-		id       string
-		severity probes.Severity
-	}
 	groups := map[kind][]probes.Finding{}
 	for _, f := range list {
 		if plural[f.ID] != "" {
-			groups[kind{f.ID, f.Severity}] = append(groups[kind{f.ID, f.Severity}], f)
+			groups[kindOf(&f)] = append(groups[kindOf(&f)], f)
 		}
 	}
 	done := map[kind]bool{}
 	for _, f := range list {
-		k := kind{f.ID, f.Severity}
+		k := kindOf(&f)
 		switch group := groups[k]; {
 		case len(group) < 2:
 			out = append(out, f)
@@ -136,23 +187,27 @@ func fold(list []probes.Finding) (out []probes.Finding) {
 
 // together is one finding for several.
 func together(group []probes.Finding) probes.Finding {
+	slices.SortStableFunc(group, func(a, b probes.Finding) int { return stands(&a) - stands(&b) }) // named ones first
 	f := group[0]
-	subjects := make([]string, len(group))
+	subjects := make([]string, 0, len(group))
 	refs := make([]probes.Ref, 0, len(group))
 	var effects []probes.Ref
-	after := false
-	for i, g := range group {
-		subjects[i] = g.Subject
+	after, n := false, 0
+	for _, g := range group {
+		n += stands(&g)
+		if g.Subject != others {
+			subjects = append(subjects, g.Subject)
+		}
 		refs = append(refs, probes.Ref{ID: g.ID, Subject: g.Subject})
 		effects = append(effects, g.Consequences...)
 		after = after || strings.HasSuffix(g.Message, afterNetworkd)
 	}
-	f.Subject = "several"
-	f.Message = fmt.Sprintf("%d %s: %s", len(group), plural[f.ID], some(subjects, 3))
+	f.Subject, f.Observed, f.Wanted = fmt.Sprintf("%d %s", n, plural[f.ID]), strconv.Itoa(n), "0"
+	f.Message = f.Subject
 	if after {
-		f.Message = fmt.Sprintf("%d %s%s: %s", len(group), plural[f.ID], afterNetworkd, some(subjects, 3))
+		f.Message += afterNetworkd
 	}
-	f.Subject, f.Observed, f.Wanted = fmt.Sprintf("%d %s", len(group), plural[f.ID]), fmt.Sprint(len(group)), "0"
+	f.Message += ": " + some(subjects, n, 3)
 	f.Consequences = append(refs, effects...)
 	return f
 }
@@ -175,7 +230,27 @@ func causesOf(list []probes.Finding) []int {
 		}
 		roots[i] = root
 	}
+	for i := range list {
+		if list[i].Subject == others && roots[i] < 0 {
+			roots[i] = causeOfOthers(list, roots, i)
+		}
+	}
 	return roots
+}
+
+// causeOfOthers is the cause of findings that are only counted: one that the
+// named ones of their kind have, if all of those have one.
+func causeOfOthers(list []probes.Finding, roots []int, i int) int {
+	cause := -1
+	for j := range list {
+		if j == i || kindOf(&list[j]) != kindOf(&list[i]) {
+			continue
+		}
+		if cause = roots[j]; cause < 0 {
+			break
+		}
+	}
+	return cause
 }
 
 // places finds findings by invariant and by what they are about.

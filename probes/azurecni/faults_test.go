@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -391,6 +392,111 @@ func TestMany(t *testing.T) {
 	if found[0].Message != want {
 		t.Errorf("message %q, want %q", found[0].Message, want)
 	}
+}
+
+// TestTooMany loses more routes than the agent keeps findings: all are counted.
+func TestTooMany(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "transparent", 600, false)
+	for i := range l.pods {
+		l.must(l.node.RouteDel(l.route(&l.pods[i])))
+	}
+	look, err := l.probe(stateOnly).Check(t.Context())
+	l.must(err)
+	found := (*Probe)(nil).Explain(look.Findings)
+	if len(look.Findings) > maxFindings || len(found) != 1 || !strings.HasPrefix(found[0].Message, "600 routes missing: default/pod-0001 (") || !strings.HasSuffix(found[0].Message, " (+597 more)") {
+		t.Errorf("%d findings, explained as %+v", len(look.Findings), found)
+	}
+}
+
+// TestFit makes findings of several kinds fit: few of a kind are all kept, of
+// many the number is, and a cause explains those that are only counted.
+func TestFit(t *testing.T) {
+	t.Parallel()
+	var all []probes.Finding
+	add := func(n int, f probes.Finding) {
+		for i := range n {
+			f.Subject, f.Hold = fmt.Sprintf("default/p%04d (10.0.0.1)", i), time.Duration(i)*time.Second
+			all = append(all, f)
+		}
+	}
+	add(1, probes.Finding{ID: "N-RULE", Severity: warning})
+	add(3, probes.Finding{ID: "T-VETH-STATE", Severity: critical})
+	add(300, probes.Finding{ID: "T-ROUTE-MISSING", Severity: critical})
+	add(400, probes.Finding{ID: "T-VETH-MTU", Severity: info})
+	if got := fit(all[:512]); len(got) != 512 || got[511].Subject == others {
+		t.Errorf("what fits became %d", len(got))
+	}
+	got := fit(all)
+	stand, holds := map[string]int{}, map[string]time.Duration{}
+	for i := range got {
+		stand[got[i].ID] += stands(&got[i])
+		holds[got[i].ID] = max(holds[got[i].ID], got[i].Hold)
+	}
+	if len(got) > maxFindings || stand["T-VETH-STATE"] != 3 || stand["T-ROUTE-MISSING"] != 300 || stand["T-VETH-MTU"] != 400 || holds["T-VETH-MTU"] != 399*time.Second {
+		t.Errorf("%d findings stand for %v, with holds %v", len(got), stand, holds)
+	}
+	messages := ""
+	for _, f := range (*Probe)(nil).Explain(got) {
+		messages += f.Message + "\n"
+	}
+	if !strings.Contains(messages, "400 host veths have another MTU: ") || !strings.Contains(messages, "297 routes missing: ") || !strings.Contains(messages, "3 host veths are down: ") {
+		t.Errorf("explained as %s", messages)
+	}
+	all = nil
+	add(300, probes.Finding{ID: "T-VETH-STATE", Severity: critical})
+	add(300, probes.Finding{ID: "T-ROUTE-MISSING", Severity: critical})
+	if found := (*Probe)(nil).Explain(fit(all)); len(found) != 1 || !strings.HasPrefix(found[0].Message, "300 host veths are down: ") {
+		t.Errorf("explained as %+v", found)
+	}
+}
+
+// TestNeighborFailed has a pod that does not answer ARP. To have failed once, or
+// long ago, is normal for a pod that nobody talks to; to fail anew in three looks
+// in a row is a finding. It clears with an answer.
+func TestNeighborFailed(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, "transparent", 2, false)
+	p, pod := l.probe(stateOnly), &l.pods[0]
+	l.sysctl("net/ipv4/neigh/"+pod.veth+"/retrans_time_ms", "10")
+	l.sysctl("net/ipv4/neigh/"+pod.veth+"/mcast_solicit", "1")
+	l.again(p)
+	for i, asks := range []bool{true, false, true, false, true} {
+		time.Sleep(50 * time.Millisecond) // the kernel counts a neighbour's age in 10 ms
+		if asks {
+			l.ask(pod.ip, neighFailed)
+		}
+		found := l.again(p)
+		if want := i / 4; len(found) != want || want == 1 && (found[0].ID != "T-NEIGH" || found[0].Message != "the pod does not answer ARP") {
+			t.Errorf("look %d: found %+v", i+1, found)
+		}
+	}
+	l.must(l.inside.AddrAdd(l.end(pod), labAddr(pod.ip.String()+"/12")))
+	l.ask(pod.ip, neighValid)
+	if found := l.again(p); len(found) > 0 {
+		t.Errorf("with an answer: found %+v", found)
+	}
+}
+
+// ask sends a packet to a pod, and waits until its neighbour is in a state.
+func (l *lab) ask(ip netip.Addr, state neighState) {
+	l.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0) // of this thread's namespace
+	l.must(err)
+	defer unix.Close(fd)
+	asked := time.Now()
+	l.must(unix.Sendto(fd, []byte("?"), 0, &unix.SockaddrInet4{Port: 9, Addr: ip.As4()}))
+	k := newKernel()
+	defer k.close()
+	var s snapshot
+	for range 1000 {
+		l.must(k.observe(&s, false))
+		if slices.ContainsFunc(s.neighs, func(n neigh) bool { return n.ip == ip && n.state == state && (state != neighFailed || time.Duration(n.updated)*10*time.Millisecond < time.Since(asked)) }) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	l.Fatalf("the neighbour of %s does not come into state %d", ip, state)
 }
 
 // TestNeighborRoom fills the neighbour table.

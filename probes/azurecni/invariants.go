@@ -145,7 +145,7 @@ func (v *view) judge() (found []probes.Finding, notJudged []string) {
 			not(inv.reason, v.doubt)
 		}
 	}
-	return found, notJudged
+	return fit(found), notJudged
 }
 
 // unsure says why the invariant under judgement may be broken and not be seen;

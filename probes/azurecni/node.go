@@ -470,7 +470,7 @@ func (v *view) duplicateIPs(say func(probes.Finding)) {
 				for j, o := range owners {
 					list[j] = v.pods[o].name
 				}
-				say(probes.Finding{Subject: ip.String(), Message: "pods share it: " + some(list, 3), Observed: strings.Join(list, ", ")})
+				say(probes.Finding{Subject: ip.String(), Message: "pods share it: " + some(list, len(list), 3), Observed: strings.Join(list, ", ")})
 			}
 			if on := v.holders(ip); len(on) > 0 {
 				say(probes.Finding{Subject: p.subject(ip), Message: "is an address of the host too, on " + names(on), Observed: "on " + names(on)})
@@ -551,10 +551,10 @@ func (v *view) stateFits(say func(probes.Finding)) {
 	switch lacking, extra := v.lacking, v.extra; {
 	case len(lacking) > 0:
 		slices.Sort(lacking)
-		say(probes.Finding{Subject: v.state.path, Message: fmt.Sprintf("%d pods are not in it: %s", len(lacking), some(lacking, 3)), Observed: "lacks pods"})
+		say(probes.Finding{Subject: v.state.path, Message: fmt.Sprintf("%d pods are not in it: %s", len(lacking), some(lacking, len(lacking), 3)), Observed: "lacks pods"})
 	case len(extra) > 0:
 		slices.Sort(extra)
-		say(probes.Finding{Subject: v.state.path, Message: fmt.Sprintf("%d of its endpoints have no sandbox: %s", len(extra), some(extra, 3)), Observed: "has others"})
+		say(probes.Finding{Subject: v.state.path, Message: fmt.Sprintf("%d of its endpoints have no sandbox: %s", len(extra), some(extra, len(extra), 3)), Observed: "has others"})
 	}
 }
 
@@ -562,10 +562,11 @@ func (v *view) hasPodLinks() bool {
 	return slices.ContainsFunc(v.now.links, func(l link) bool { return podLink(l.name) })
 }
 
-// some names the first few of many.
-func some(names []string, most int) string {
-	if len(names) <= most {
+// some names the first few of n.
+func some(names []string, n, most int) string {
+	if n <= most {
 		return strings.Join(names, ", ")
 	}
-	return fmt.Sprintf("%s (+%d more)", strings.Join(names[:most], ", "), len(names)-most)
+	most = min(most, len(names))
+	return fmt.Sprintf("%s (+%d more)", strings.Join(names[:most], ", "), n-most)
 }

@@ -116,5 +116,6 @@ func (h hearer) Changed() { h.p.stale.Store(true); h.Hearer.Changed() }
 
 func (h hearer) Lost(source string, n uint64) { h.p.stale.Store(true); h.Hearer.Lost(source, n) }
 
-// lastTry is how long a neighbour's state has stood, of its NDA_CACHEINFO.
-func lastTry(ticks uint32) time.Duration { return time.Duration(ticks) * 10 * time.Millisecond }
+// lastTry is how long a neighbour's state has stood at most, of its
+// NDA_CACHEINFO: whole ticks of 10 ms, of a clock that itself may tick as seldom.
+func lastTry(ticks uint32) time.Duration { return time.Duration(ticks+2) * 10 * time.Millisecond }

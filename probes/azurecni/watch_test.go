@@ -100,23 +100,28 @@ func TestWatch(t *testing.T) {
 	}
 
 	files := newEar()
-	go func() { heard <- p.Watch(ctx, files) }()
-	files.hears(t, "the subscription")
-	files.quiet()
-	p.stale.Store(false)
-	l.write()
-	select {
-	case err := <-heard:
-		if errors.Is(err, unix.EMFILE) {
-			t.Skip("this machine has no inotify instance free: ", err)
+	go func() {
+		err := p.Watch(ctx, files)
+		for errors.Is(err, unix.EMFILE) && ctx.Err() == nil { // other tests have all inotify instances: as the agent does, again
+			time.Sleep(50 * time.Millisecond)
+			err = p.Watch(ctx, files)
 		}
-		t.Fatal(err)
-	case <-time.After(100 * time.Millisecond):
+		heard <- err
+	}()
+	files.hears(t, "the subscription")
+	p.stale.Store(false)
+	for tries := 0; !p.stale.Load(); tries++ { // it may not watch yet
+		l.write()
+		select {
+		case err := <-heard:
+			t.Fatal(err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if tries == 400 {
+			t.Fatal("the state file was not heard")
+		}
 	}
 	files.hears(t, "the state file")
-	if !p.stale.Load() {
-		t.Error("the state file is not read again")
-	}
 	cancel()
 	if err := <-heard; err != nil {
 		t.Errorf("Watch ended with %v", err)
