@@ -73,7 +73,7 @@ type netstack interface {
 	lookup(ip netip.Addr) (route, error)
 	neighLimits() neighLimits
 	counters() counters
-	podGateways(pods []pod) map[string]podGateway
+	podGateways(pods []netnsPlace) []podGateway
 	ebtables() *bridgeRules
 }
 
@@ -245,7 +245,7 @@ func (p *Probe) judge(at time.Time) (probes.Look, error) {
 		p.lookups[ip] = lookup{r, err}
 	}
 	if p.config.PodGateway && v.mode == transparent && v.unknown == "" {
-		v.gateways = p.kernel.podGateways(v.pods)
+		v.gateways = p.kernel.podGateways(v.netnsPlaces())
 	}
 	if p.config.Ebtables && v.mode&anyBridge != 0 {
 		v.rules = p.kernel.ebtables()

@@ -4,7 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io/fs"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -17,6 +18,8 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -40,27 +43,59 @@ func TestReversePath(t *testing.T) {
 	}
 }
 
-// TestPodGateway breaks what is inside of a pod's own namespace.
+// TestPodGateway breaks what is inside of a pod's own namespace, in two ways. The
+// namespace is found by its path, and where nobody tells that by the pod's veth.
 func TestPodGateway(t *testing.T) {
-	v := &view{expectation: &expectation{pods: []pod{{name: "default/a", ips: []netip.Addr{netip.MustParseAddr("10.240.0.11")}, veth: "azv1", netns: "/run/netns/a"}}},
-		byName: map[string]*link{"azv1": {name: "azv1", mac: constantMAC}}}
-	for name, test := range map[string]struct {
-		gateway podGateway
-		found   int
-	}{
-		"in order":       {podGateway{via: virtualGateway, gateway: constantMAC}, 0},
-		"no entry yet":   {podGateway{via: virtualGateway}, 0},
-		"not looked at":  {podGateway{err: fs.ErrPermission}, 0},
-		"no default":     {podGateway{}, 1},
-		"another router": {podGateway{via: netip.MustParseAddr("10.240.0.1")}, 1},
-		"another MAC":    {podGateway{via: virtualGateway, gateway: mac{0x5e, 0, 0, 0, 0, 1}}, 1},
-	} {
-		v.gateways = map[string]podGateway{"/run/netns/a": test.gateway}
-		found := 0
-		v.gatewayInPod(func(probes.Finding) { found++ })
-		if found != test.found {
-			t.Errorf("%s: %d findings, want %d", name, found, test.found)
+	t.Parallel()
+	l := newLab(t, "transparent", 0, false)
+	name := fmt.Sprintf("azurecni-%d", os.Getpid())
+	inside, err := netns.NewNamed(name)
+	l.enterNode()
+	if err != nil {
+		t.Skip("cannot make a network namespace with a name: ", err)
+	}
+	t.Cleanup(func() { inside.Close(); _ = netns.DeleteNamed(name) })
+	l.ends = inside
+	l.inside, err = netlink.NewHandleAt(inside)
+	l.must(err)
+	pod := l.add()
+	pod.netns = namespaces + "/" + name
+	l.write()
+	l.settle()
+	end := l.end(pod)
+	l.must(l.inside.AddrAdd(end, labAddr(pod.ip.String()+"/32")))
+	first := &netlink.Route{LinkIndex: end.Attrs().Index, Dst: labNet("169.254.1.1/32"), Scope: netlink.SCOPE_LINK}
+	route := &netlink.Route{LinkIndex: end.Attrs().Index, Gw: net.ParseIP("169.254.1.1")}
+	gateway := &netlink.Neigh{LinkIndex: end.Attrs().Index, IP: net.ParseIP("169.254.1.1"), HardwareAddr: constantMAC[:], State: netlink.NUD_PERMANENT}
+	l.must(l.inside.RouteAdd(first), l.inside.RouteAdd(route), l.inside.NeighSet(gateway))
+
+	cns := fmt.Sprintf(`{"Endpoints": {%q: {"PodName": "pod-0001", "PodNamespace": "default", "IfnameToIPMap": {"eth0": {"IPv4": [{"IP": %q}], "HostVethName": %q}}}}}`, pod.container, pod.ip, pod.veth)
+	for _, file := range []string{vnetState, cnsState} {
+		if file == cnsState {
+			l.must(os.Remove(filepath.Join(l.root, vnetState)))
+			l.file(cnsState, cns)
 		}
+		p := l.probe(Config{Expect: expectStateFile, PodGateway: true})
+		check := func(what string, want ...string) {
+			t.Helper()
+			p.stale.Store(true)
+			look, err := p.Check(t.Context())
+			roots, _ := ids(look.Findings)
+			if err != nil || !slices.Equal(roots, want) || len(reasonsOf(look.NotJudged, PodGatewayLost)) > 0 {
+				t.Errorf("%s, %s: found %v, %v, not judged %q", file, what, roots, err, look.NotJudged)
+			}
+		}
+		check("in order")
+		l.must(l.inside.RouteDel(route))
+		check("no default route", "T-POD-GW")
+		l.must(l.inside.RouteAdd(route))
+		check("repaired")
+		gateway.HardwareAddr = wrongMAC()
+		l.must(l.inside.NeighSet(gateway))
+		check("another MAC", "T-POD-GW")
+		gateway.HardwareAddr = constantMAC[:]
+		l.must(l.inside.NeighSet(gateway))
+		check("repaired")
 	}
 	for _, name := range []string{"", "/etc/passwd", "/run/netns/../../etc/passwd", "/proc/1/ns/net"} {
 		if err := enter(name); err == nil {

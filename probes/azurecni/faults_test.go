@@ -491,7 +491,9 @@ func (l *lab) ask(ip netip.Addr, state neighState) {
 	var s snapshot
 	for range 1000 {
 		l.must(k.observe(&s, false))
-		if slices.ContainsFunc(s.neighs, func(n neigh) bool { return n.ip == ip && n.state == state && (state != neighFailed || time.Duration(n.updated)*10*time.Millisecond < time.Since(asked)) }) {
+		if slices.ContainsFunc(s.neighs, func(n neigh) bool {
+			return n.ip == ip && n.state == state && (state != neighFailed || time.Duration(n.updated)*10*time.Millisecond < time.Since(asked))
+		}) {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)

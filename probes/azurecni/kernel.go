@@ -46,7 +46,8 @@ type link struct {
 	name, kind    string // kind: "veth", "bridge"; "" is hardware, or a kind without a name
 	mac           mac
 	mtu, flags    uint32
-	elsewhere     bool // its peer is in another network namespace
+	elsewhere     bool  // its peer is in another network namespace
+	peerNS        int32 // and that one's id, as this one has it
 
 	conf                            bool // the kernel told the settings below
 	forwarding, proxyARP, rpFilter  int32
@@ -165,7 +166,8 @@ func (w words) parseLink(b []byte) (l link, ok bool) {
 		case unix.IFLA_MASTER:
 			l.master = int32(u32(v))
 		case unix.IFLA_LINK_NETNSID:
-			l.elsewhere = int32(u32(v)) >= 0
+			l.peerNS = int32(u32(v))
+			l.elsewhere = l.peerNS >= 0
 		case unix.IFLA_LINKINFO:
 			w.parseLinkInfo(&l, v)
 		case unix.IFLA_AF_SPEC:

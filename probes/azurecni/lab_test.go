@@ -48,6 +48,7 @@ type labPod struct {
 	veth, end string
 	mac       net.HardwareAddr
 	container string
+	netns     string // its name; "" is none
 }
 
 const (
@@ -318,7 +319,7 @@ func (l *lab) state() string {
 		}
 		namespace, name, _ := strings.Cut(p.name, "/")
 		endpoints[p.container[32:]+"-eth0"] = object{"Id": p.container[32:] + "-eth0", "IfName": "eth0", "HostIfName": p.veth, "ContainerID": p.container,
-			"MacAddress": base64.StdEncoding.EncodeToString(p.mac), "IPAddresses": ips, "PODName": name, "PODNameSpace": namespace, "NICType": "InfraNIC"}
+			"MacAddress": base64.StdEncoding.EncodeToString(p.mac), "IPAddresses": ips, "PODName": name, "PODNameSpace": namespace, "NetworkNameSpace": p.netns, "NICType": "InfraNIC"}
 	}
 	bridge, ips := "", []object(nil)
 	if l.mode == "bridge" {

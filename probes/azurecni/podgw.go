@@ -1,8 +1,12 @@
 package azurecni
 
 import (
+	"cmp"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path"
 	"runtime"
 	"strings"
@@ -15,27 +19,63 @@ import (
 // virtualGateway is every pod's in transparent mode; proxy ARP answers for it.
 var virtualGateway = netip.AddrFrom4([4]byte{169, 254, 1, 1})
 
+// A netnsPlace says where a pod's network namespace is to be found.
+type netnsPlace struct {
+	path string // "/run/netns/cni-..."; "" where nobody tells
+	id   int32  // of the peer of the pod's host veth; -1 where nobody tells
+}
+
 // A podGateway is what a pod's own network namespace has.
 type podGateway struct {
+	netns   string     // its path
 	via     netip.Addr // of its default route; zero is none
 	gateway mac        // of the virtual gateway's neighbour; zero is none
 	err     error
 }
 
+// netnsPlaces are where the pods' network namespaces are: as the runtime or the
+// CNI's state say, else at the other end of their veths.
+func (v *view) netnsPlaces() []netnsPlace {
+	list := make([]netnsPlace, len(v.pods))
+	for i := range v.pods {
+		list[i] = netnsPlace{v.pods[i].netns, -1}
+		if l := v.linkNamed(v.pods[i].veth); l != nil && l.elsewhere {
+			list[i].id = l.peerNS
+		}
+	}
+	return list
+}
+
 // hostRoots are where the node's root may be mounted for the agent.
 var hostRoots = []string{"", "/host", "/proc/1/root"}
 
+const namespaces = "/run/netns"
+
 // podGateways implements [netstack]: it enters each pod's network namespace in a
 // thread that is thrown away. It needs SYS_ADMIN.
-func (*kernel) podGateways(pods []pod) map[string]podGateway {
-	found := make(map[string]podGateway, len(pods))
+func (k *kernel) podGateways(pods []netnsPlace) []podGateway {
+	found := make([]podGateway, len(pods))
+	var names map[int32]string
+	var err error
+	for i, p := range pods {
+		if p.path == "" && p.id >= 0 && names == nil && err == nil {
+			names, err = k.nameNetNS()
+		}
+		switch found[i].netns = cmp.Or(p.path, names[p.id]); {
+		case found[i].netns != "":
+		case err != nil:
+			found[i].err = err
+		default:
+			found[i].err = errors.New("nobody tells the pods' network namespaces")
+		}
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		for i := range pods {
-			if p := &pods[i]; p.netns != "" && p.first().Is4() {
-				found[p.netns] = readPodGateway(p.netns)
+		for i := range found {
+			if found[i].err == nil {
+				found[i].read()
 			}
 		}
 	}()
@@ -43,15 +83,57 @@ func (*kernel) podGateways(pods []pod) map[string]podGateway {
 	return found
 }
 
-func readPodGateway(netns string) (g podGateway) {
-	if g.err = enter(netns); g.err != nil {
-		return g
+// nameNetNS finds the names of network namespaces by the ids that this one has
+// for them (RTM_GETNSID, linux/net_namespace.h).
+func (k *kernel) nameNetNS() (names map[int32]string, err error) {
+	const (
+		nsid = 1 // NETNSA_NSID
+		fd   = 3 // NETNSA_FD
+	)
+	names = map[int32]string{}
+	for _, root := range hostRoots {
+		var entries []os.DirEntry
+		if entries, err = os.ReadDir(root + namespaces); err == nil && len(entries) > 0 {
+			for _, e := range entries[:min(len(entries), maxEndpoints)] {
+				file, err := openNetNS(root, e.Name())
+				if err != nil {
+					continue // it has gone
+				}
+				b := k.body(4 + 8)
+				binary.NativeEndian.PutUint16(b[4:], 8)
+				binary.NativeEndian.PutUint16(b[6:], fd)
+				binary.NativeEndian.PutUint32(b[8:], uint32(file))
+				if err = k.request(unix.RTM_GETNSID, 0, len(b)); err == nil {
+					err = k.receive(func(_ uint16, b []byte) {
+						for kind, v := range attrs(b[min(4, len(b)):]) {
+							if id := int32(u32(v)); kind == nsid && id >= 0 {
+								names[id] = namespaces + "/" + e.Name()
+							}
+						}
+					})
+				}
+				unix.Close(file)
+				if err != nil && !errors.Is(err, unix.EINVAL) { // it is no network namespace
+					k.close()
+					return nil, fmt.Errorf("ask for the ids of network namespaces: %w", err)
+				}
+			}
+			return names, nil
+		}
+	}
+	return names, err
+}
+
+// read looks into the network namespace.
+func (g *podGateway) read() {
+	if g.err = enter(g.netns); g.err != nil {
+		return
 	}
 	k := newKernel()
 	defer k.close()
 	var s snapshot
 	if g.err = k.observe(&s, false); g.err != nil {
-		return g
+		return
 	}
 	for _, r := range s.routes {
 		if r.table == tableMain && r.dst.Bits() == 0 && (!g.via.IsValid() || r.gw == virtualGateway) {
@@ -63,18 +145,17 @@ func readPodGateway(netns string) (g podGateway) {
 			g.gateway = n.mac
 		}
 	}
-	return g
 }
 
 // enter moves the calling thread into a network namespace below /run/netns.
 func enter(netns string) error {
 	clean := path.Clean("/" + netns)
-	if !strings.HasPrefix(clean, "/run/netns/") && !strings.HasPrefix(clean, "/var/run/netns/") {
+	if !strings.HasPrefix(clean, namespaces+"/") && !strings.HasPrefix(clean, "/var"+namespaces+"/") {
 		return fmt.Errorf("%q is no network namespace", netns)
 	}
 	var last error
 	for _, root := range hostRoots {
-		fd, err := unix.Open(root+"/run/netns/"+path.Base(clean), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		fd, err := openNetNS(root, path.Base(clean))
 		if err != nil {
 			last = err
 			continue
@@ -89,21 +170,28 @@ func enter(netns string) error {
 	return fmt.Errorf("enter %s: %w", clean, last)
 }
 
+func openNetNS(root, name string) (fd int, err error) {
+	return unix.Open(root+namespaces+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+}
+
 // gatewayInPod is T-POD-GW. A pod whose namespace is not known, is shared by
 // others (a test's) or has gone is not judged.
 func (v *view) gatewayInPod(say func(probes.Finding)) {
+	in := make(map[string]int, len(v.gateways))
+	for i := range v.gateways {
+		in[v.gateways[i].netns]++
+	}
 	for i := range v.pods {
 		p := &v.pods[i]
-		g, asked := v.gateways[p.netns]
-		l := v.linkNamed(p.veth)
+		if !p.first().Is4() {
+			continue
+		}
+		g, l := &v.gateways[i], v.linkNamed(p.veth)
 		switch {
-		case !p.first().Is4():
-		case !asked:
-			v.unsure("nobody tells the pods' network namespaces")
-		case v.sharedNetNS(p.netns):
-			v.unsure("pods share a network namespace")
 		case g.err != nil:
 			v.unsure(g.err.Error())
+		case in[g.netns] > 1:
+			v.unsure("pods share a network namespace")
 		case g.via != virtualGateway:
 			say(probes.Finding{Subject: p.subject(p.first()), Message: fmt.Sprintf("in the pod: no default route via %s", virtualGateway), Observed: via(g.via), Wanted: "via " + virtualGateway.String()})
 		case l != nil && g.gateway != (mac{}) && g.gateway != l.mac:
@@ -117,14 +205,4 @@ func via(ip netip.Addr) string {
 		return "missing"
 	}
 	return "via " + ip.String()
-}
-
-func (v *view) sharedNetNS(netns string) bool {
-	n := 0
-	for i := range v.pods {
-		if v.pods[i].netns == netns {
-			n++
-		}
-	}
-	return n > 1
 }

@@ -2,6 +2,7 @@ package azurecni
 
 import (
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -190,7 +191,7 @@ func (r *recorded) take(f []string) error {
 	case "set":
 		r.set[f[1]] = number(f[2], 0)
 	case "podgw":
-		r.gws[f[1]] = podGateway{via: gw, gateway: parseMAC(v["mac"])}
+		r.gws[f[1]] = podGateway{netns: f[1], via: gw, gateway: parseMAC(v["mac"])}
 	case "ebt":
 		at, _ := netip.ParseAddr(f[3])
 		m := parseMAC(f[4])
@@ -230,8 +231,19 @@ func (r *recorded) counters() counters {
 	return counters{rpf: uint64(r.set["rpf_drops"]), insertFailed: uint64(r.set["insert_failed"]), tracks: true}
 }
 
-func (r *recorded) podGateways([]pod) map[string]podGateway { return r.gws }
-func (r *recorded) ebtables() *bridgeRules                  { return &r.ebt }
+func (r *recorded) podGateways(pods []netnsPlace) []podGateway {
+	found := make([]podGateway, len(pods))
+	for i, p := range pods {
+		g, ok := r.gws[p.path]
+		if !ok {
+			g.err = fs.ErrNotExist
+		}
+		found[i] = g
+	}
+	return found
+}
+
+func (r *recorded) ebtables() *bridgeRules { return &r.ebt }
 
 // newRecorded returns a probe of a recorded node, which has looked before: its
 // counters were zero then.

@@ -108,7 +108,7 @@ type muteStack struct {
 	mute     func(*snapshot)
 	lookups  error
 	limits   error
-	gateways map[string]podGateway
+	gateways []podGateway
 	rules    error
 }
 
@@ -134,8 +134,8 @@ func (k *muteStack) neighLimits() neighLimits {
 	return k.netstack.neighLimits()
 }
 
-func (k *muteStack) podGateways([]pod) map[string]podGateway { return k.gateways }
-func (k *muteStack) ebtables() *bridgeRules                  { return &bridgeRules{err: k.rules} }
+func (k *muteStack) podGateways([]netnsPlace) []podGateway { return k.gateways }
+func (k *muteStack) ebtables() *bridgeRules                { return &bridgeRules{err: k.rules} }
 
 // TestUnreadIsNotJudged leaves out one source after the other: nothing is found
 // for want of it, and its reason is not judged.
@@ -164,8 +164,8 @@ func TestUnreadIsNotJudged(t *testing.T) {
 		"lookups":           {lab: transparentLab, kernel: muteStack{lookups: unix.EPERM}, want: []string{PlatformRouteLost}},
 		"lookups' answer":   {lab: bridgeLab, kernel: muteStack{lookups: unix.EAGAIN}, want: []string{PlatformRouteLost}},
 		"neighbours' limit": {lab: transparentLab, kernel: muteStack{limits: unix.EPERM}, want: []string{NeighborTableFull}},
-		"pods' namespaces":  {lab: transparentLab, config: Config{PodGateway: true}, want: []string{PodGatewayLost}},
-		"pods' gateways":    {lab: transparentLab, config: Config{Expect: "cri", PodGateway: true}, kernel: muteStack{gateways: map[string]podGateway{"/run/netns/pod-0001": {err: fs.ErrPermission}, "/run/netns/pod-0002": {via: virtualGateway}}}, want: []string{PodGatewayLost}},
+		"pods' namespaces":  {lab: transparentLab, config: Config{PodGateway: true}, kernel: muteStack{gateways: []podGateway{{via: virtualGateway}, {via: virtualGateway}}}, want: []string{PodGatewayLost}},
+		"pods' gateways":    {lab: transparentLab, config: Config{Expect: "cri", PodGateway: true}, kernel: muteStack{gateways: []podGateway{{err: fs.ErrPermission}, {via: virtualGateway}}}, want: []string{PodGatewayLost}},
 		"ebtables":          {lab: bridgeLab, config: Config{Ebtables: true}, kernel: muteStack{rules: fs.ErrPermission}, want: []string{BridgeRulesLost}},
 		"a broken state": {lab: bridgeLab, state: "{", config: Config{Expect: "cri"},
 			want: []string{BridgePortChanged, PodVethOrphaned, PodNeighborWrong, BridgeNeighborStale, DNSServersTruncated}},

@@ -44,9 +44,9 @@ type view struct {
 	lookups  map[netip.Addr]lookup
 	limits   neighLimits
 	counters counters
-	gateways map[string]podGateway // by netns, when they were asked for
-	rules    *bridgeRules          // ebtables, when they were asked for
-	doubt    string                // why the invariant under judgement may be broken unseen
+	gateways []podGateway // of the pods, when they were asked for
+	rules    *bridgeRules // ebtables, when they were asked for
+	doubt    string       // why the invariant under judgement may be broken unseen
 
 	mode, kernelIs mode
 	uplink         *link // the NIC's
