@@ -60,10 +60,14 @@ e2e: image # on a lab of real Kubernetes nodes; needs root
 	NODEDRIFT_E2E=1 $(GO) test -count=1 -timeout 45m -parallel 8 -v $(if $(TESTS),-run '$(TESTS)') ./cmd/internal/e2e
 
 bench: modules image # ratios against naive twins, and the agent's own footprint in the lab
-	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/...
+	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/... ./bpf
+	$(GO) test -run '^$$' -bench EventToFinding -benchtime 1000x ./cmd/nodedrift
 	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e
 
 KERNELS ?= 5.10 6.1 6.12 newest
-vmtest: modules # the BPF programs on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
+vmtest: modules # the BPF programs, and the lock, on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
 	CGO_ENABLED=0 $(GO) build -o bin/vmtest ./bpf/vmtest
-	@for k in $(KERNELS); do CGO_ENABLED=0 $(GO) test -count=1 -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./bpf || exit 1; done
+	@for k in $(KERNELS); do \
+	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./bpf && \
+	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -run LockedIn -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./cmd/nodedrift || exit 1; \
+	done

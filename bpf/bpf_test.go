@@ -269,7 +269,7 @@ func TestWhoEndedADaemonIsTold(t *testing.T) {
 				t.Errorf("told %q, want %q", got, c.want)
 			}
 			// A look in between found it running: systemd is told last.
-			who, _ := tr.Who(probes.Key{Domain: "unit", Name: "kubelet.service"}, monotonic())
+			who, _ := tr.Who(probes.Key{Domain: "unit", Name: "kubelet.service"}, time.Duration(kubelet.Time)+unnoticed/2)
 			if got := who.Pod + who.Unit; got != c.by {
 				t.Errorf("by %q, want %q", got, c.by)
 			}

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nodedrift/nodedrift/probes"
 )
 
@@ -77,6 +79,18 @@ func traced(t testing.TB, keys ...string) *Tracer {
 		}
 	}
 	return tr
+}
+
+// Every detector works on this kernel; the log says which.
+func TestDetectorsOfThisKernel(t *testing.T) {
+	needBPF(t)
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range traced(t).States() {
+		t.Logf("%s: %-6s active %v %s", text(name.Release[:]), s.Detector, s.Active, s.Reason)
+	}
 }
 
 // inNetns runs a shell line in a network namespace of its own: what it writes to

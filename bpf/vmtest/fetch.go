@@ -129,7 +129,7 @@ func newAPT(ctx context.Context, cache, suite string) (apt, error) {
 
 func (a apt) command(ctx context.Context, program string, args ...string) *exec.Cmd {
 	options := []string{"-o", "Dir::Etc::sourcelist=" + a.dir + "/sources.list", "-o", "Dir::Etc::sourceparts=" + a.dir + "/parts",
-		"-o", "Dir::State=" + a.dir + "/state", "-o", "Dir::State::status=/dev/null", "-o", "Dir::Cache=" + a.dir + "/cache", "-o", "APT::Sandbox::User=root"}
+		"-o", "Dir::State=" + a.dir + "/state", "-o", "Dir::State::status=/dev/null", "-o", "Dir::Cache=" + a.dir + "/cache", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=5"}
 	cmd := exec.CommandContext(ctx, program, append(options, args...)...)
 	cmd.Dir = a.dir
 	return cmd

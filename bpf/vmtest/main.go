@@ -50,12 +50,12 @@ func run() (int, error) {
 	if flag.NArg() == 0 {
 		return 1, errors.New("want a test binary and its arguments")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
-	defer cancel()
-	k, err := fetch(ctx, *cache, *version)
+	k, err := fetched(*cache, *version)
 	if err != nil {
 		return 1, err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
+	defer cancel()
 	fmt.Printf("vmtest: %s %s\n", filepath.Base(k), *parameters)
 	dir, err := os.MkdirTemp("", "vmtest")
 	if err != nil {
@@ -67,6 +67,21 @@ func run() (int, error) {
 		return 1, err
 	}
 	return machine(ctx, k, initrd, *parameters)
+}
+
+// fetched is the kernel of a version. Archives do not always answer: it is tried
+// three times, and at most for ten minutes.
+func fetched(cache, version string) (kernel string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	for try := range 3 {
+		if kernel, err = fetch(ctx, cache, version); err == nil || ctx.Err() != nil {
+			break
+		}
+		fmt.Fprintln(os.Stderr, "vmtest: once more:", err)
+		time.Sleep(time.Duration(try*5) * time.Second)
+	}
+	return kernel, err
 }
 
 // machine boots the kernel and passes on what the test prints.
