@@ -22,6 +22,8 @@ type TCP struct {
 	fd   int // 0: none
 	buf  []byte
 	last *diagID // of the connection that heard from its peer last
+
+	owner uint64 // cgroup whose connections count; 0: all
 }
 
 // Close lets go of the kernel.
@@ -60,8 +62,9 @@ type diagReply struct {
 }
 
 const (
-	diagInfo     = 2 // INET_DIAG_INFO: struct tcp_info
-	diagBytecode = 1 // INET_DIAG_REQ_BYTECODE
+	diagInfo     = 2  // INET_DIAG_INFO: struct tcp_info
+	diagCgroup   = 21 // INET_DIAG_CGROUP_ID
+	diagBytecode = 1  // INET_DIAG_REQ_BYTECODE
 	// Where tcpi_last_data_recv is in struct tcp_info (include/uapi/linux/tcp.h), in milliseconds.
 	lastDataReceived = 52
 
@@ -69,12 +72,15 @@ const (
 )
 
 // Received tells how long ago data came over an established connection to one of
-// some addresses, over the one that heard last; not ok where there is none. The
-// connection that was the answer before is asked first, and alone while it has
-// heard something within fresh.
-func (t *TCP) Received(from []netip.AddrPort, fresh time.Duration) (age time.Duration, ok bool, err error) {
+// some addresses, over the one that heard last; not ok where there is none. Only
+// connections made in the cgroup with the id owner count (the inode of its folder
+// in cgroup2), where the kernel tells (5.9 on); 0 is anybody's. The connection that
+// was the answer before is asked first, and alone while it has heard something
+// within fresh.
+func (t *TCP) Received(from []netip.AddrPort, owner uint64, fresh time.Duration) (age time.Duration, ok bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.owner = owner
 	if t.last != nil {
 		var known *diagID
 		known, age, err = t.ask(t.last, from)
@@ -127,7 +133,7 @@ func (t *TCP) Listens(port uint16) (id uint64, ok bool, err error) {
 func (t *TCP) ask(id *diagID, from []netip.AddrPort) (known *diagID, age time.Duration, err error) {
 	r := diagRequest{family: familyOf(id, from), protocol: unix.IPPROTO_TCP, ext: 1 << (diagInfo - 1), states: 1 << TCPEstablished, id: *id}
 	err = t.each(&r, 0, nil, func(m *diagReply, attributes []byte) {
-		if ms, ok := received(attributes); ok && m.state == TCPEstablished && slices.Contains(from, m.remote()) {
+		if ms, group, ok := received(attributes); ok && t.counts(group) && m.state == TCPEstablished && slices.Contains(from, m.remote()) {
 			known, age = id, ms
 		}
 	})
@@ -150,8 +156,8 @@ func (t *TCP) dump(from []netip.AddrPort, port uint16) (found *diagID, age time.
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		r := diagRequest{family: family, protocol: unix.IPPROTO_TCP, ext: 1 << (diagInfo - 1), states: 1 << TCPEstablished}
 		if err := t.each(&r, unix.NLM_F_DUMP, bytecode(diagDestination, port), func(m *diagReply, attributes []byte) {
-			ms, ok := received(attributes)
-			if ok && slices.Contains(from, m.remote()) && (found == nil || ms < age) {
+			ms, group, ok := received(attributes)
+			if ok && t.counts(group) && slices.Contains(from, m.remote()) && (found == nil || ms < age) {
 				id := m.id
 				found, age = &id, ms
 			}
@@ -170,8 +176,12 @@ func (m *diagReply) remote() netip.AddrPort {
 	return netip.AddrPortFrom(ip, binary.BigEndian.Uint16(m.id.dport[:]))
 }
 
-// received finds the age of the last data among a reply's attributes.
-func received(attributes []byte) (time.Duration, bool) {
+// counts tells whether a connection of a cgroup counts; 0 is not told.
+func (t *TCP) counts(group uint64) bool { return t.owner == 0 || group == 0 || group == t.owner }
+
+// received finds the age of the last data among a reply's attributes, and the cgroup
+// that the socket was made in, 0 where the kernel does not tell.
+func received(attributes []byte) (age time.Duration, group uint64, ok bool) {
 	const header = unix.SizeofRtAttr
 	for len(attributes) >= header {
 		size := int(binary.NativeEndian.Uint16(attributes))
@@ -179,12 +189,15 @@ func received(attributes []byte) (time.Duration, bool) {
 		if size < header || size > len(attributes) {
 			break
 		}
-		if kind == diagInfo && size >= header+lastDataReceived+4 {
-			return time.Duration(binary.NativeEndian.Uint32(attributes[header+lastDataReceived:])) * time.Millisecond, true
+		switch {
+		case kind == diagInfo && size >= header+lastDataReceived+4:
+			age, ok = time.Duration(binary.NativeEndian.Uint32(attributes[header+lastDataReceived:]))*time.Millisecond, true
+		case kind == diagCgroup && size >= header+8:
+			group = binary.NativeEndian.Uint64(attributes[header:])
 		}
 		attributes = attributes[min((size+3)&^3, len(attributes)):]
 	}
-	return 0, false
+	return age, group, ok
 }
 
 // Codes of the kernel's filter (INET_DIAG_BC_*): greater or equal, and less or equal.

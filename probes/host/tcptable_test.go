@@ -85,7 +85,7 @@ func TestTCPReceived(t *testing.T) {
 		client, server, at := pair(t, c.network, c.address)
 		var k TCP
 		t.Cleanup(func() { k.Close() })
-		if _, ok, err := k.Received([]netip.AddrPort{netip.AddrPortFrom(at.Addr(), 9)}, time.Second); ok || err != nil {
+		if _, ok, err := k.Received([]netip.AddrPort{netip.AddrPortFrom(at.Addr(), 9)}, 0, time.Second); ok || err != nil {
 			t.Errorf("a connection to nowhere: %v, %v", ok, err)
 		}
 		began := time.Now()
@@ -94,14 +94,17 @@ func TestTCPReceived(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 { // by a dump, and by name
-			age, ok, err := k.Received([]netip.AddrPort{at}, time.Minute)
+			age, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute)
 			if !ok || err != nil || age > time.Since(began)+100*time.Millisecond {
 				t.Errorf("%s: %v, %v, %v", c.network, age, ok, err)
 			}
 		}
+		if _, ok, err := k.Received([]netip.AddrPort{at}, 1<<60, time.Minute); ok || err != nil {
+			t.Errorf("%s: a connection of a cgroup that is not there (%v)", c.network, err)
+		}
 		client.Close()
 		server.Close()
-		if age, ok, err := k.Received([]netip.AddrPort{at}, time.Minute); ok || err != nil {
+		if age, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute); ok || err != nil {
 			t.Errorf("%s: a closed connection heard %v ago (%v)", c.network, age, err)
 		}
 		id, ok, err := k.Listens(at.Port())
@@ -157,7 +160,7 @@ func BenchmarkTCPReceived(b *testing.B) {
 				if how == "dump" {
 					k.last = nil
 				}
-				if _, ok, err := k.Received(at, time.Hour); !ok || err != nil {
+				if _, ok, err := k.Received(at, 0, time.Hour); !ok || err != nil {
 					b.Fatal(ok, err)
 				}
 			}

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/nodedrift/nodedrift/probes/host"
 	"github.com/nodedrift/nodedrift/probes/internal/unit"
 )
 
@@ -75,6 +76,7 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 		return p.kubeconfig, p.kubeconfig != ""
 	}
 	defer process.Close()
+	p.group = u.ControlGroup
 	args, err := process.Cmdline()
 	if err != nil {
 		return p.kubeconfig, p.kubeconfig != ""
@@ -85,6 +87,22 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 		}
 	}
 	return p.kubeconfig, p.kubeconfig != ""
+}
+
+// owner is the id of kubelet's cgroup, as sockets have it; 0 where it is not known.
+func (p *Probe) owner() uint64 {
+	name, ok := unit.Path(p.group)
+	if !ok || p.group == "" {
+		return 0
+	}
+	for _, top := range []string{"sys/fs/cgroup/", "sys/fs/cgroup/unified/"} {
+		if i, err := p.root.Stat(top + name); err == nil {
+			if st, ok := i.Sys().(*host.Stat); ok {
+				return st.Ino
+			}
+		}
+	}
+	return 0
 }
 
 const kubeletUnit = "kubelet.service"

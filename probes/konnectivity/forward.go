@@ -196,7 +196,7 @@ func (p *Probe) forward(e *endpoint, look *probes.Look) {
 	witnessed := false
 	if len(last.addrs) > 0 && last.to == e.String() {
 		// That the kernel does not tell is as good as nothing heard.
-		if heard, ok, err := p.tcp.Received(last.addrs, heardWithin); ok && err == nil {
+		if heard, ok, err := p.tcp.Received(last.addrs, p.owner(), heardWithin); ok && err == nil {
 			look.Samples = append(look.Samples, probes.Sample{Name: silence, Value: heard.Seconds()})
 			witnessed = heard < heardWithin && last.failed == nil
 		}

@@ -41,7 +41,7 @@ type units interface {
 
 // sockets are the node's own; *host.TCP satisfies it.
 type sockets interface {
-	Received(from []netip.AddrPort, fresh time.Duration) (age time.Duration, ok bool, err error)
+	Received(from []netip.AddrPort, owner uint64, fresh time.Duration) (age time.Duration, ok bool, err error)
 	Listens(port uint16) (id uint64, ok bool, err error)
 }
 
@@ -69,6 +69,7 @@ type Probe struct {
 	endpoint    *endpoint
 	endpointErr error
 	kubeconfig  string // the running kubelet's, as last seen
+	group       string // kubelet's cgroup, likewise: "/system.slice/kubelet.service"
 
 	trips errand[trip]
 	back  wayBack

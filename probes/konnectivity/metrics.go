@@ -2,6 +2,7 @@ package konnectivity
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -36,16 +37,15 @@ func counts() tally { return tally{-1, -1, 0, 0} }
 // line by line. A text that is none, or longer than 1 MiB, is an error.
 func parseMetrics(r io.Reader) (tally, error) {
 	t := counts()
-	buf := make([]byte, 0, maxLine)
-	in := &countedReader{r: r}
+	in := &lines{r: r, buf: make([]byte, maxLine)}
 	for {
-		line, rest, err := nextLine(in, buf)
+		line, err := in.next()
 		switch {
-		case in.n > maxMetrics:
+		case in.read > maxMetrics:
 			return t, fmt.Errorf("more than %d bytes of metrics: %w", maxMetrics, host.ErrTooLarge)
 		case err == io.EOF && len(line) == 0:
 			if !in.metrics {
-				return t, fmt.Errorf("the answer holds no metrics")
+				return t, errors.New("the answer holds no metrics")
 			}
 			return t, nil
 		case err != nil && err != io.EOF:
@@ -54,12 +54,11 @@ func parseMetrics(r io.Reader) (tally, error) {
 		if err := t.take(line, in); err != nil {
 			return t, err
 		}
-		buf = rest
 	}
 }
 
 // take reads one line.
-func (t *tally) take(line []byte, in *countedReader) error {
+func (t *tally) take(line []byte, in *lines) error {
 	line = bytes.TrimRight(line, "\r")
 	if len(line) == 0 {
 		return nil
@@ -128,37 +127,35 @@ func valueOf(rest []byte) (float64, bool) {
 	return v, true
 }
 
-// countedReader counts what is read.
-type countedReader struct {
-	r       io.Reader
-	n       int
-	metrics bool // something of metrics' form was there
+// lines reads lines of at most its buffer's length.
+type lines struct {
+	r          io.Reader
+	buf        []byte
+	begin, end int  // of what was read and not taken
+	read       int  // bytes in all
+	metrics    bool // something of metrics' form was there
 }
 
-func (c *countedReader) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	c.n += n
-	return n, err
-}
-
-// nextLine returns the next line of what was read into buf before and of r, and what
-// is left behind it, in the same memory. At the end it is an [io.EOF] beside the
-// last line.
-func nextLine(r io.Reader, buf []byte) (line, rest []byte, err error) {
+// next returns the next line, which is good until the next call; at the end
+// [io.EOF] beside what has no line end.
+func (l *lines) next() ([]byte, error) {
 	for {
-		if i := bytes.IndexByte(buf, '\n'); i >= 0 {
-			return buf[:i], buf[i+1:], nil
+		if i := bytes.IndexByte(l.buf[l.begin:l.end], '\n'); i >= 0 {
+			line := l.buf[l.begin : l.begin+i]
+			l.begin += i + 1
+			return line, nil
 		}
-		if len(buf) >= maxLine {
-			return nil, nil, fmt.Errorf("a line of more than %d bytes in the metrics: %w", maxLine, host.ErrTooLarge)
+		l.end = copy(l.buf, l.buf[l.begin:l.end])
+		l.begin = 0
+		if l.end == len(l.buf) {
+			return nil, fmt.Errorf("a line of more than %d bytes in the metrics: %w", maxLine, host.ErrTooLarge)
 		}
-		if cap(buf) < maxLine { // lines before it were taken from its beginning
-			buf = append(make([]byte, 0, 2*maxLine), buf...)
-		}
-		n, err := r.Read(buf[len(buf):min(cap(buf), len(buf)+maxLine)])
-		buf = buf[:len(buf)+n]
-		if err != nil && (n == 0 || err != io.EOF) {
-			return buf, nil, err
+		n, err := l.r.Read(l.buf[l.end:])
+		l.end, l.read = l.end+n, l.read+n
+		if err != nil && n == 0 {
+			rest := l.buf[:l.end]
+			l.end = 0
+			return rest, err
 		}
 	}
 }

@@ -17,7 +17,7 @@ type fakeSockets struct {
 	listener uint64        // kubelet's; 0: none
 }
 
-func (s *fakeSockets) Received([]netip.AddrPort, time.Duration) (time.Duration, bool, error) {
+func (s *fakeSockets) Received([]netip.AddrPort, uint64, time.Duration) (time.Duration, bool, error) {
 	return s.heard, s.heard >= 0, nil
 }
 

@@ -115,7 +115,7 @@ func TestKonnectivityForward(t *testing.T) {
 	for _, f := range []fault{
 		{name: "address black-holed", reason: "APIServerUnreachable", text: "10.240.0.1:443 cannot be reached: no answer", within: time.Minute,
 			breaks: "iptables -I" + toAPI + "-j DROP", repairs: "iptables -D" + toAPI + "-j DROP"},
-		{name: "TLS intercepted", reason: "APIServerTLSIntercepted", text: "its certificate is not of the cluster's authority", within: 75 * time.Second,
+		{name: "TLS intercepted", reason: "APIServerTLSIntercepted", text: "somebody else answers for the API server", within: 75 * time.Second,
 			breaks:  "systemd-run --unit=intercept --setenv=NODEDRIFT_INTERCEPT=1 /usr/local/bin/intercept; iptables -t nat -I" + redirect + "; " + again,
 			repairs: "iptables -t nat -D" + redirect + "; systemctl stop intercept; " + again},
 		{name: "DNS dead", reason: "APIServerUnresolvable", text: "the API server's name kubernetes does not resolve", within: 75 * time.Second,
