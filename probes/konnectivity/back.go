@@ -238,6 +238,8 @@ func (p *Probe) toldBack(look *probes.Look) {
 		look.NotJudged = append(look.NotJudged, KubeletUnreachable+": the API server has not answered yet")
 	case last.unable != "":
 		look.NotJudged = append(look.NotJudged, KubeletUnreachable+": "+last.unable)
+	case last.id != "" && p.back.moved: // such as a kubelet that was restarted
+		look.NotJudged = append(look.NotJudged, KubeletUnreachable+": kubelet's socket or certificate has changed since the API server was asked")
 	case last.id != "":
 		f := probes.Finding{Reason: KubeletUnreachable, ID: last.id, Subject: "kubelet",
 			Message: "the API server cannot reach this node's kubelet: " + last.text}
