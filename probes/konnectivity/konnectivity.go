@@ -257,7 +257,7 @@ func (p *Probe) Recall(kept map[string]string) {
 		if !ok {
 			continue
 		}
-		for _, word := range strings.Fields(text) {
+		for word := range strings.FieldsSeq(text) {
 			if ms, err := strconv.ParseInt(word, 10, 64); err == nil && ms >= 0 && len(p.drops[key]) < drops {
 				p.drops[key] = append(p.drops[key], time.Duration(ms)*time.Millisecond)
 			}
