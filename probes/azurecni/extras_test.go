@@ -26,25 +26,25 @@ import (
 	"github.com/nodedrift/nodedrift/probes/host"
 )
 
-// TestReversePath sets strict filtering while its counter rises.
-func TestReversePath(t *testing.T) {
-	t.Parallel()
-	for _, key := range []string{"all", "eth0"} {
-		l := newLab(t, "transparent", 3, false)
-		l.sysctl("net/ipv4/conf/"+key+"/rp_filter", "1")
-		p := l.probe(stateOnly)
-		if found := l.again(p); len(found) > 0 {
-			t.Fatalf("strict filtering alone: %+v", found)
-		}
-		p.memory.rpf.rising = true
-		if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"N-RPF"}) {
-			t.Errorf("%s: found %v", key, roots)
-		}
-	}
+// podGatewayWays break a pod's own namespace.
+var podGatewayWays = []struct {
+	name   string
+	breaks func(l *lab, route *netlink.Route, gateway *netlink.Neigh) error
+}{
+	{"no default route", func(l *lab, route *netlink.Route, _ *netlink.Neigh) error { return l.inside.RouteDel(route) }},
+	{"another router", func(l *lab, route *netlink.Route, _ *netlink.Neigh) error {
+		other := *route
+		other.Gw = net.ParseIP("169.254.1.2")
+		other.Flags = int(netlink.FLAG_ONLINK)
+		return l.inside.RouteReplace(&other)
+	}},
+	{"another MAC", func(l *lab, _ *netlink.Route, gateway *netlink.Neigh) error {
+		gateway.HardwareAddr = wrongMAC()
+		return l.inside.NeighSet(gateway)
+	}},
 }
 
-// TestPodGateway breaks what is inside of a pod's own namespace, in two ways. The
-// namespace is found by its path, and where nobody tells that by the pod's veth.
+// TestPodGateway breaks what is inside of a pod's own namespace. The namespace is found by its path, and where nobody tells that by the pod's veth.
 func TestPodGateway(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, "transparent", 0, false)
@@ -86,22 +86,30 @@ func TestPodGateway(t *testing.T) {
 			}
 		}
 		check("in order")
-		l.must(l.inside.RouteDel(route))
-		check("no default route", "T-POD-GW")
-		l.must(l.inside.RouteAdd(route))
-		check("repaired")
-		gateway.HardwareAddr = wrongMAC()
-		l.must(l.inside.NeighSet(gateway))
-		check("another MAC", "T-POD-GW")
-		gateway.HardwareAddr = constantMAC[:]
-		l.must(l.inside.NeighSet(gateway))
-		check("repaired")
+		for _, w := range podGatewayWays {
+			l.must(w.breaks(l, route, gateway))
+			check(w.name, "T-POD-GW")
+			gateway.HardwareAddr = constantMAC[:]
+			l.must(l.inside.RouteReplace(route), l.inside.NeighSet(gateway))
+			check("repaired")
+		}
 	}
 	for _, name := range []string{"", "/etc/passwd", "/run/netns/../../etc/passwd", "/proc/1/ns/net"} {
 		if err := enter(name); err == nil {
 			t.Errorf("entered %q", name)
 		}
 	}
+}
+
+// ebtablesWays break the rules of a bridge one after the other.
+var ebtablesWays = []struct {
+	name string
+	args []string
+	text string
+}{
+	{"the first pod's dnat", []string{"-D", "PREROUTING", "2"}, "PREROUTING dnat"},
+	{"its arpreply", []string{"-D", "PREROUTING", "1"}, "PREROUTING arpreply"},
+	{"the NIC's snat", []string{"-F", "POSTROUTING"}, "2 pods lack their ebtables rules"},
 }
 
 // TestEbtables breaks the rules of a bridge, as ebtables-nft keeps them.
@@ -127,55 +135,11 @@ func TestEbtables(t *testing.T) {
 	if found := l.look(config); len(found) > 0 {
 		t.Fatalf("in order: %+v", found)
 	}
-	for _, rule := range []string{"2", "1"} { // the first pod's dnat, then its arpreply
-		run("-D", "PREROUTING", rule)
-		if roots, _ := ids(l.look(config)); !slices.Equal(roots, []string{"B-EBT"}) {
-			t.Errorf("without PREROUTING %s: found %v", rule, roots)
+	for _, w := range ebtablesWays {
+		run(w.args...)
+		if found := l.look(config); len(found) != 1 || found[0].ID != "B-EBT" || !strings.Contains(found[0].Message, w.text) {
+			t.Errorf("without %s: found %+v", w.name, found)
 		}
-	}
-	run("-F", "POSTROUTING")
-	if found := l.look(config); len(found) != 1 || found[0].Observed != "2" {
-		t.Errorf("without the NIC's rule: %+v", found)
-	}
-}
-
-// TestConntrack has inserts fail from one sweep to the next.
-func TestConntrack(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, "bridge", 1, false)
-	p := l.probe(stateOnly)
-	if found := l.again(p); len(found) > 0 {
-		t.Fatal(found)
-	}
-	p.memory.conntrack.rising = true
-	if roots, _ := ids(l.again(p)); !slices.Equal(roots, []string{"B-CONNTRACK"}) {
-		t.Errorf("found %v", roots)
-	}
-	failed, drop, err := parseConntrack([]byte("entries  clashres found insert_failed drop\n00000010  00000000 00000000 0000000a 00000001\n00000010  00000000 00000000 00000001 00000001\n"))
-	if failed != 11 || drop != 2 || err != nil {
-		t.Errorf("parsed %d, %d, %v", failed, drop, err)
-	}
-	for _, content := range []string{"", "entries insert_failed drop\n", "entries insert_failed drop\nzz zz zz\n", "entries drop\n0 0\n"} {
-		if _, _, err := parseConntrack([]byte(content)); err == nil {
-			t.Errorf("parsed %q", content)
-		}
-	}
-	if v, err := parseNetstat([]byte("TcpExt: A IPReversePathFilter\nTcpExt: 1 42\n"), "IPReversePathFilter"); v != 42 || err != nil {
-		t.Errorf("parsed %d, %v", v, err)
-	}
-}
-
-// TestDNSServers gives the uplink more servers than the CNI has copied.
-func TestDNSServers(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, "bridge", 1, false)
-	l.file("run/systemd/netif/leases/2", "ADDRESS=10.240.0.4\nDNS=168.63.129.16\n")
-	if found := l.look(stateOnly); len(found) > 0 {
-		t.Fatal(found)
-	}
-	l.file("run/systemd/netif/leases/2", "ADDRESS=10.240.0.4\nDNS=168.63.129.16 10.0.0.10\n")
-	if roots, _ := ids(l.look(stateOnly)); !slices.Equal(roots, []string{"B-DNS"}) {
-		t.Errorf("found %v", roots)
 	}
 }
 

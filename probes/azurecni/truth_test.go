@@ -73,25 +73,6 @@ func TestCountersUnread(t *testing.T) {
 	}
 }
 
-// TestCountersRise has the counters in /proc rise from one sweep to the next.
-func TestCountersRise(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, "bridge", 1, false)
-	l.sysctl("net/ipv4/conf/all/rp_filter", "1")
-	p := l.probe(stateOnly)
-	for i, want := range [][]string{nil, {"N-RPF", "B-CONNTRACK"}, nil} {
-		n := []string{"1", "5", "5"}[i]
-		p.kernel.(*kernel).proc = proc(t, map[string]string{"thread-self/net/netstat": "TcpExt: IPReversePathFilter\nTcpExt: " + n + "\n",
-			"thread-self/net/stat/nf_conntrack": "entries insert_failed drop\n00000001 0000000" + n + " 00000000\n"})
-		p.slowAt = p.slowAt.Add(-sweep)
-		look, err := p.Check(t.Context())
-		got, _ := ids(look.Findings)
-		if err != nil || !slices.Equal(got, want) {
-			t.Errorf("sweep %d: found %v, %v, want %v", i+1, got, err, want)
-		}
-	}
-}
-
 // reasonsOf are those of the given reasons that are listed as not judged.
 func reasonsOf(notJudged []string, reasons ...string) (found []string) {
 	for _, r := range reasons {
