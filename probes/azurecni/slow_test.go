@@ -1,11 +1,13 @@
 package azurecni
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -122,4 +124,23 @@ func TestCounters(t *testing.T) {
 	if v, err := parseNetstat([]byte("TcpExt: A IPReversePathFilter\nTcpExt: 1 42\n"), "IPReversePathFilter"); v != 42 || err != nil {
 		t.Errorf("parsed %d, %v", v, err)
 	}
+}
+
+// FuzzCounters reads any table of counters, and any answer of azure-cns.
+func FuzzCounters(f *testing.F) {
+	f.Add([]byte("entries insert_failed drop\n00000010 0000000a 00000001\n"))
+	f.Add([]byte("TcpExt: A IPReversePathFilter\nTcpExt: 1 42\n"))
+	f.Add([]byte(`[{"IPAddress": "10.240.0.11"}]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if failed, drop, err := parseConntrack(b); err != nil && failed+drop > 0 {
+			t.Errorf("counters %d and %d beside %v", failed, drop, err)
+		}
+		if n, err := parseNetstat(b, "IPReversePathFilter"); err != nil && n > 0 && !errors.Is(err, strconv.ErrRange) {
+			t.Errorf("a counter %d beside %v", n, err)
+		}
+		ips, err := parseCNSAddresses(b)
+		if err != nil && len(ips) > 0 || slices.ContainsFunc(ips, func(ip netip.Addr) bool { return !ip.IsValid() }) {
+			t.Errorf("addresses %v, %v", ips, err)
+		}
+	})
 }
