@@ -101,7 +101,7 @@ func parseBlocked(stat []byte) (start uint64, ok bool) {
 		return 0, false
 	}
 	fields := strings.Fields(string(stat[end+1:])) // from the third on
-	const state, startTime = 3 - 3, 22 - 3
+	const state, startTime = 0, 22 - 3
 	if len(fields) <= startTime || fields[state] != "D" {
 		return 0, false
 	}

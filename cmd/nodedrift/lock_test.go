@@ -178,7 +178,8 @@ func tryCell(t *testing.T, c *cell, configText string, write func(), agent func(
 			case <-time.After(100 * time.Millisecond):
 			}
 			write()
-			_ = os.WriteFile(c.Config, []byte(configText+strings.Repeat("#", n%9)+"\n"), 0o600)
+			_ = os.WriteFile(c.Config+".new", []byte(configText+strings.Repeat("#", n%9)+"\n"), 0o600)
+			_ = os.Rename(c.Config+".new", c.Config)
 			for _, dir := range c.Victims {
 				_ = os.Chtimes(filepath.Join(dir, "other"), time.Now(), time.Now())
 			}

@@ -95,7 +95,7 @@ func TestLockedInThePod(t *testing.T) {
 	})
 	sh(t, node, "systemd-run --quiet --collect --unit trial-target sleep 600")
 	sh(t, node, "systemd-run --quiet --collect --unit trial-writer sh -c 'while sleep 0.1; do sysctl -qw "+finTimeout+"=60; "+touch+
-		"n=$((n+1)); { printf \""+strings.ReplaceAll(configuration, "\n", "\\n")+"\"; echo \"# $n\"; } >"+folder+"/nodedrift.yaml; done'")
+		"n=$((n+1)); { printf \""+strings.ReplaceAll(configuration, "\n", "\\n")+"\"; echo \"# $n\"; } >"+folder+"/new.yaml; mv "+folder+"/new.yaml "+folder+"/nodedrift.yaml; done'")
 	cell, err := json.Marshal(dict{"Root": "/host", "State": folder, "Victims": seen, "Key": finTimeout, "Config": folder + "/nodedrift.yaml",
 		"Process": json.Number(mainPID(t, node, "trial-target")), "Socket": "/host/run/containerd/containerd.sock", "Services": true,
 		"Rights":  []int{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN},
