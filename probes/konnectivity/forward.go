@@ -20,8 +20,9 @@ const (
 	// 10 s and is answered.
 	heardWithin = 25 * time.Second
 
-	// How often the API server is asked: while nothing is heard from it, and once it did
-	// not answer. To ask whether it is ready costs it something, to connect does not.
+	// How often the API server is asked: while nothing is heard from it; and when that
+	// begins, or it did not answer. To ask whether it is ready costs it something, to
+	// connect does not.
 	forwardEach  = time.Minute
 	forwardAgain = 10 * time.Second
 
@@ -202,12 +203,14 @@ func (p *Probe) forward(e *endpoint, look *probes.Look) {
 		}
 	}
 	again := forwardEach
-	if last.failed != nil && last.failed.Reason != APIServerNotReady {
+	if p.heardLast && !witnessed || last.failed != nil && last.failed.Reason != APIServerNotReady {
 		again = forwardAgain
 	}
 	if !under && (ended.IsZero() || last.to != e.String() || !witnessed && time.Since(ended) >= again) {
+		p.heardLast = false
 		p.trips.start(func(ctx context.Context) trip { return p.goThere(ctx, e) }, p.wake)
 	}
+	p.heardLast = p.heardLast || witnessed
 }
 
 // told says what the last trip found.

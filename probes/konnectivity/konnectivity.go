@@ -71,8 +71,9 @@ type Probe struct {
 	kubeconfig  string // the running kubelet's, as last seen
 	group       string // kubelet's cgroup, likewise: "/system.slice/kubelet.service"
 
-	trips errand[trip]
-	back  wayBack
+	trips     errand[trip]
+	heardLast bool // kubelet's connection heard something since the last trip
+	back      wayBack
 
 	hearer atomic.Pointer[probes.Hearer]
 	frozen atomic.Int64               // CLOCK_BOOTTIME of the last freeze of the node; 0: none

@@ -110,7 +110,7 @@ func TestKonnectivityForward(t *testing.T) {
 		redirect = toAPI + "-j REDIRECT --to-ports 9443"
 		again    = "systemctl restart kubelet kube-proxy"
 		byName   = "cp " + kubeconfig + " /root/; cp /etc/hosts /root/hosts; cp -L /etc/resolv.conf /root/resolv.conf; echo '10.240.0.1 kubernetes' >>/etc/hosts; " +
-			"sed -i 's,server: .*,server: https://kubernetes:443,' " + kubeconfig + "; systemctl restart kubelet; sleep 40; "
+			"sed -i 's,https://10.240.0.1:443,https://kubernetes:443,' " + kubeconfig + "; systemctl restart kubelet; sleep 40; "
 	)
 	for _, f := range []fault{
 		{name: "address black-holed", reason: "APIServerUnreachable", text: "10.240.0.1:443 cannot be reached: no answer", within: time.Minute,
