@@ -98,6 +98,7 @@ type Probe struct {
 	files    files // as read last
 	readAt   time.Time
 	expected *expectation
+	podsErr  error // why the pods are not known, when that is not the state file's
 	now, was *snapshot
 	lookups  map[netip.Addr]lookup
 	limits   neighLimits
@@ -136,7 +137,8 @@ func (*Probe) Spec() probes.Spec {
 
 // Check reads what should be when something was heard of it, dumps what is, and
 // holds both against each other. While nothing changes it allocates nothing and
-// returns the same Look.
+// returns the same Look. When the runtime does not tell the pods, what does not
+// need them is found beside the error.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	at := time.Now()
 	if len(p.look.Findings) > 0 && at.Sub(p.readAt) >= pause {
@@ -161,7 +163,7 @@ func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	if !moved && !changed && !slow && p.err == nil && len(p.look.Findings) == 0 && p.look.Samples != nil {
 		return p.look, nil
 	}
-	p.look, p.err = p.judge(at)
+	p.look, p.err = p.judge(at), p.podsErr
 	return p.look, p.err
 }
 
@@ -187,8 +189,11 @@ func (p *Probe) expect(ctx context.Context, at time.Time) (changed bool, err err
 	if i, err := p.root.Lstat(invoked); err == nil {
 		p.started = i.ModTime()
 	}
-	p.expected, err = p.expectPods(ctx)
-	return true, err
+	if p.expected, p.podsErr = p.expectPods(ctx); p.podsErr != nil {
+		p.expected = (&expectation{unknown: p.podsErr.Error()}).index()
+		p.stale.Store(true) // the next look asks again
+	}
+	return true, nil
 }
 
 // expectPods finds which pods should work.
@@ -233,7 +238,7 @@ func (p *Probe) askSlow(at time.Time) bool {
 }
 
 // judge holds what is against what should be.
-func (p *Probe) judge(at time.Time) (probes.Look, error) {
+func (p *Probe) judge(at time.Time) probes.Look {
 	v := &view{expectation: p.expected, conf: &p.files.conf, state: &p.files.state, config: &p.config, memory: &p.memory,
 		now: p.now, at: at, lookups: p.lookups, limits: p.limits, counters: p.counts}
 	v.index()
@@ -253,8 +258,7 @@ func (p *Probe) judge(at time.Time) (probes.Look, error) {
 	found, notJudged := v.judge()
 	v.remember(found)
 	p.giveTime(found, at)
-	look := probes.Look{Findings: found, NotJudged: notJudged, Samples: v.samples()}
-	return look, nil
+	return probes.Look{Findings: found, NotJudged: notJudged, Samples: v.samples()}
 }
 
 // giveTime holds effects as long as their causes, and gives systemd-networkd the

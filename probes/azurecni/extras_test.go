@@ -222,6 +222,15 @@ func TestSandboxes(t *testing.T) {
 	if look, err := p.Check(t.Context()); err == nil || len(look.Findings) > 0 {
 		t.Errorf("a dead runtime: %+v, %v", look, err)
 	}
+	l.must(l.node.RouteDel(l.defaultRoute()))
+	look, err := p.Check(t.Context())
+	if got, _ := ids(look.Findings); err == nil || !slices.Equal(got, []string{"N-DEFAULT"}) || len(reasonsOf(look.NotJudged, PodRouteMissing)) == 0 {
+		t.Errorf("a dead runtime and no default route: %+v, %v", look, err)
+	}
+	r.err = nil
+	if look, err := p.Check(t.Context()); err != nil || len(reasonsOf(look.NotJudged, PodRouteMissing)) > 0 {
+		t.Errorf("a runtime that came back: %+v, %v", look, err)
+	}
 }
 
 // TestNetworkd restarts systemd-networkd: what breaks then has 30 s, and is its doing.
