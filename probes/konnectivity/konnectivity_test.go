@@ -3,6 +3,7 @@ package konnectivity
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/probetest"
@@ -39,5 +40,51 @@ func TestExplain(t *testing.T) {
 		if !slices.Equal(got, c.want) || n != len(c.in)-len(c.want) {
 			t.Errorf("%s: %v with %d consequences, want %v", name, got, n, c.want)
 		}
+	}
+}
+
+// What passes by itself is not told: each hold is longer than that takes, and short
+// enough for what is promised.
+func TestHolds(t *testing.T) {
+	t.Parallel()
+	want := map[string]time.Duration{
+		TunnelDown:              1500 * time.Millisecond, // a server's end within 3 s
+		TunnelNotResponding:     5 * time.Second,         // a silent server within the keepalive and 35 s, of which the agent takes 20
+		TunnelAgentHung:         4 * time.Second,         // within 12 s: a look each 5, an answer within 1
+		TunnelAgentCrashLooping: 30 * time.Second,
+		TunnelUnstable:          0, // three drops are no blip
+		TunnelRetransmitting:    5 * time.Second,
+		TunnelKeepaliveUnsafe:   0,
+		TunnelNotRedundant:      time.Minute,
+		APIServerUnresolvable:   10 * time.Second, // two trips that fail
+		APIServerUnreachable:    10 * time.Second,
+		APIServerTLSIntercepted: 10 * time.Second,
+		APIServerNotReady:       90 * time.Second, // one of several that is shut down
+		KubeletUnreachable:      15 * time.Second, // a restart of kubelet
+	}
+	for _, r := range reasons {
+		if hold, ok := want[r.Name]; !ok || hold != r.Hold || r.Clear != 0 {
+			t.Errorf("%s is held for %s, want %s", r.Name, r.Hold, hold)
+		}
+	}
+	if len(want) != len(reasons) {
+		t.Errorf("%d reasons, want %d", len(reasons), len(want))
+	}
+	p := &Probe{self: ownPod}
+	p.back.answer, p.back.ended = judgeLine(500, "No agent available"), time.Now()
+	var l probes.Look
+	if p.toldBack(&l); len(l.Findings) != 1 || l.Findings[0].Hold != 5*time.Minute {
+		t.Errorf("that no agent is connected is the cluster's, and held for five minutes: %+v", l)
+	}
+}
+
+// What drops were seen is known after a restart of the agent, and what is kept of
+// others is forgotten.
+func TestRecall(t *testing.T) {
+	t.Parallel()
+	p := &Probe{}
+	p.Recall(map[string]string{"drops 7/100": "5000 6000 x -1 7000 8000", "other": "1"})
+	if got := p.drops["7/100"]; len(p.drops) != 1 || len(got) != drops || got[2] != 7*time.Second {
+		t.Errorf("%v", p.drops)
 	}
 }
