@@ -24,16 +24,21 @@ import (
 
 // A capability is one that the agent keeps, and what for.
 type capability struct {
-	bit  uint
-	why  string
-	when func(*bpf.Tracer) bool // nil: always
+	bit   uint
+	why   string
+	calls []uint32               // system calls that it is for
+	when  func(*bpf.Tracer) bool // nil: always
 }
 
 // needs are the capabilities that looking takes, all of them opted in to.
 func needs(cfg *config) []capability {
-	keep := []capability{{unix.CAP_SYSLOG, "the kernel log, in place of BPF", (*bpf.Tracer).ReadsLog}}
-	if section[azurecni.Config](cfg, "azurecni").Ebtables {
+	keep := []capability{{bit: unix.CAP_SYSLOG, why: "the kernel log, in place of BPF", when: (*bpf.Tracer).ReadsLog}}
+	cni := section[azurecni.Config](cfg, "azurecni")
+	if cni.Ebtables {
 		keep = append(keep, capability{bit: unix.CAP_NET_ADMIN, why: "probes.azurecni.ebtables: the kernel tells its rules to nobody else"})
+	}
+	if cni.PodGateway {
+		keep = append(keep, capability{bit: unix.CAP_SYS_ADMIN, why: "probes.azurecni.podGateway: to enter pods' network namespaces", calls: []uint32{unix.SYS_SETNS}})
 	}
 	return keep
 }
@@ -41,22 +46,25 @@ func needs(cfg *config) []capability {
 // locks is what was locked, once.
 type locks struct {
 	lock.State
-	kept []string // capabilities that were to stay, and why
+	kept []string // capabilities that stay, and why
 }
 
 // lock gives up, for good, all by which this process could change the host, as
 // soon as the tracer needs no more right to BPF.
 func (d *daemon) lock() {
 	<-d.trace.Tried()
-	taken := &locks{}
-	var bitsKept []uint
+	still := lock.Config{Write: d.flags.writes}
 	for _, c := range d.keep {
 		if c.when == nil || c.when(d.trace) {
-			bitsKept = append(bitsKept, c.bit)
+			still.Keep, still.Calls = append(still.Keep, c.bit), append(still.Calls, c.calls...)
+		}
+	}
+	taken := &locks{State: lock.Take(still)}
+	for _, c := range d.keep {
+		if slices.Contains(taken.Kept, c.bit) {
 			taken.kept = append(taken.kept, capabilityName(c.bit)+": "+c.why)
 		}
 	}
-	taken.State = lock.Take(lock.Config{Write: d.flags.writes, Keep: bitsKept})
 	d.locked.Store(taken)
 	if err := taken.Err(); err != nil {
 		d.log.Warn("the agent is not locked out of changing the host", "error", err)
@@ -84,7 +92,7 @@ type selfDocument struct {
 	LandlockABI   int        `json:"landlockABI"` // 0: the kernel has none
 	Gaps          []string   `json:"gaps"`        // what the locks leave open on this kernel though they hold
 	Writable      []string   `json:"writable"`    // folders
-	Kept          []string   `json:"kept"`        // capabilities that were to stay, and why
+	Kept          []string   `json:"kept"`        // capabilities that stay, and why
 	Detectors     []detector `json:"detectors"`
 	NotJudged     []string   `json:"notJudged"` // by any probe
 }

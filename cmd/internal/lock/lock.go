@@ -29,6 +29,7 @@ import (
 type Config struct {
 	Write []string // folders in which files may be made, written, renamed and removed
 	Keep  []uint   // capabilities that stay: unix.CAP_SYSLOG
+	Calls []uint32 // system calls that stay though they are refused otherwise: unix.SYS_SETNS
 }
 
 // A State is what holds; nil errors are locks that do.
@@ -36,7 +37,8 @@ type State struct {
 	Capabilities error
 	Landlock     error
 	Syscalls     error
-	ABI          int // the kernel's version of Landlock; 0: it has none
+	ABI          int    // the kernel's version of Landlock; 0: it has none
+	Kept         []uint // capabilities that stay: those of Config.Keep that there were
 }
 
 // Gaps are what the locks leave open on this kernel though they hold.
@@ -61,11 +63,12 @@ func Take(cfg Config) (s State) {
 	// Without a capability the other two want this promise: to gain nothing by running a program.
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
 		err = fmt.Errorf("promise no new privileges: %w", err)
-		return State{err, err, err, s.ABI}
+		s.Capabilities, s.Landlock, s.Syscalls = err, err, err
+		return s
 	}
 	s.Landlock = landlock(cfg.Write, s.ABI)
-	s.Syscalls = filter()
-	s.Capabilities = drop(cfg.Keep)
+	s.Syscalls = filter(cfg.Calls)
+	s.Kept, s.Capabilities = drop(cfg.Keep)
 	return s
 }
 
@@ -83,16 +86,19 @@ func allThreads(trap, a1, a2, a3 uintptr) error {
 // drop gives up every capability but those to keep: from the bounding set too,
 // which wants CAP_SETPCAP; without it, none that is there can be gained, as no
 // program can be run.
-func drop(keep []uint) error {
+func drop(keep []uint) (kept []uint, err error) {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &have[0]); err != nil {
-		return fmt.Errorf("read the capabilities: %w", err)
+		return nil, fmt.Errorf("read the capabilities: %w", err)
 	}
 	var want [2]unix.CapUserData
 	for _, c := range keep {
-		want[c/32].Effective |= have[c/32].Effective & (1 << (c % 32))
-		want[c/32].Permitted |= have[c/32].Permitted & (1 << (c % 32))
+		if bit := uint32(1) << (c % 32); have[c/32].Effective&bit != 0 {
+			want[c/32].Effective |= bit
+			want[c/32].Permitted |= bit
+			kept = append(kept, c)
+		}
 	}
 	if have[0].Effective&(1<<unix.CAP_SETPCAP) != 0 {
 		for c := uint(0); c <= unix.CAP_LAST_CAP; c++ {
@@ -100,14 +106,14 @@ func drop(keep []uint) error {
 				continue
 			}
 			if err := allThreads(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0); err != nil && !errors.Is(err, unix.EINVAL) { // of a newer kernel
-				return fmt.Errorf("drop capability %d from the bounding set: %w", c, err)
+				return nil, fmt.Errorf("drop capability %d from the bounding set: %w", c, err)
 			}
 		}
 	}
 	if err := allThreads(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&want[0])), 0); err != nil {
-		return fmt.Errorf("drop the capabilities: %w", err)
+		return nil, fmt.Errorf("drop the capabilities: %w", err)
 	}
-	return nil
+	return kept, nil
 }
 
 // ABI is the kernel's version of Landlock; 0 where it has none or it is off.

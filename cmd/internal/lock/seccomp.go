@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,11 +41,11 @@ func atArgument(i uint32) uint32 { return 16 + 8*i }
 type program []unix.SockFilter
 
 const (
-	load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
-	equal  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
-	atMost = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
-	anyBit = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
-	say    = unix.BPF_RET | unix.BPF_K
+	load    = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	equal   = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+	atLeast = unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
+	anyBit  = unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K
+	say     = unix.BPF_RET | unix.BPF_K
 
 	yes = unix.SECCOMP_RET_ALLOW
 	no  = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
@@ -63,16 +64,19 @@ func (p *program) when(number, word uint32, test uint16, k, pass, fail uint32) {
 	p.add(say, fail, 0, 0)
 }
 
-// rules is the filter of a process with a pid of its own.
-func rules(machine, pid uint32) program {
+// rules is the filter of the process with that pid.
+func rules(machine, pid uint32, calls []uint32) program {
 	var p program
 	p.add(load, atMachine, 0, 0)
 	p.add(equal, machine, 1, 0)
 	p.add(say, no, 0, 0)
 	p.add(load, atNumber, 0, 0)
-	p.add(atMost, 0x40000000, 0, 1) // x32's
+	p.add(atLeast, 0x40000000, 0, 1) // x32's
 	p.add(say, no, 0, 0)
 	for _, n := range refused {
+		if slices.Contains(calls, n) {
+			continue
+		}
 		p.add(equal, n, 0, 1)
 		p.add(say, no, 0, 0)
 	}
@@ -113,12 +117,12 @@ func (p program) device() program {
 var machines = map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 
 // filter installs the rules on every thread.
-func filter() error {
+func filter(calls []uint32) error {
 	machine, known := machines[runtime.GOARCH]
 	if !known {
 		return errors.New("there is no filter of system calls for " + runtime.GOARCH)
 	}
-	p := rules(machine, uint32(unix.Getpid()))
+	p := rules(machine, uint32(unix.Getpid()), calls)
 	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
