@@ -84,44 +84,63 @@ func (k *kernel) podGateways(pods []netnsPlace) []podGateway {
 }
 
 // nameNetNS finds the names of network namespaces by the ids that this one has
-// for them (RTM_GETNSID, linux/net_namespace.h).
-func (k *kernel) nameNetNS() (names map[int32]string, err error) {
-	const (
-		nsid = 1 // NETNSA_NSID
-		fd   = 3 // NETNSA_FD
-	)
-	names = map[int32]string{}
-	for _, root := range hostRoots {
-		var entries []os.DirEntry
-		if entries, err = os.ReadDir(root + namespaces); err == nil && len(entries) > 0 {
-			for _, e := range entries[:min(len(entries), maxEndpoints)] {
-				file, err := openNetNS(root, e.Name())
-				if err != nil {
-					continue // it has gone
-				}
-				b := k.body(4 + 8)
-				binary.NativeEndian.PutUint16(b[4:], 8)
-				binary.NativeEndian.PutUint16(b[6:], fd)
-				binary.NativeEndian.PutUint32(b[8:], uint32(file))
-				if err = k.request(unix.RTM_GETNSID, 0, len(b)); err == nil {
-					err = k.receive(func(_ uint16, b []byte) {
-						for kind, v := range attrs(b[min(4, len(b)):]) {
-							if id := int32(u32(v)); kind == nsid && id >= 0 {
-								names[id] = namespaces + "/" + e.Name()
-							}
-						}
-					})
-				}
-				unix.Close(file)
-				if err != nil && !errors.Is(err, unix.EINVAL) { // it is no network namespace
-					k.close()
-					return nil, fmt.Errorf("ask for the ids of network namespaces: %w", err)
-				}
-			}
-			return names, nil
+// for them. Those that have gone meanwhile, and what is none, have no id.
+func (k *kernel) nameNetNS() (map[int32]string, error) {
+	root, entries, err := listNetNS()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[int32]string, len(entries))
+	for _, e := range entries[:min(len(entries), maxEndpoints)] {
+		fd, err := openNetNS(root, e.Name())
+		if err != nil {
+			continue
+		}
+		id, err := k.netnsID(fd)
+		unix.Close(fd)
+		if err != nil {
+			return nil, err
+		}
+		if id >= 0 {
+			names[id] = namespaces + "/" + e.Name()
 		}
 	}
-	return names, err
+	return names, nil
+}
+
+// listNetNS lists the names of network namespaces, and says below which root.
+func listNetNS() (root string, entries []os.DirEntry, err error) {
+	for _, root = range hostRoots {
+		if entries, err = os.ReadDir(root + namespaces); len(entries) > 0 {
+			return root, entries, nil
+		}
+	}
+	return root, nil, err
+}
+
+// netnsID is the id that this network namespace has for another one
+// (RTM_GETNSID, linux/net_namespace.h); -1 is none.
+func (k *kernel) netnsID(fd int) (id int32, err error) {
+	const nsID, nsFD = 1, 3 // NETNSA_*
+	b := k.body(4 + 8)
+	binary.NativeEndian.PutUint16(b[4:], 8)
+	binary.NativeEndian.PutUint16(b[6:], nsFD)
+	binary.NativeEndian.PutUint32(b[8:], uint32(fd))
+	id = -1
+	if err = k.request(unix.RTM_GETNSID, 0, len(b)); err == nil {
+		err = k.receive(func(_ uint16, b []byte) {
+			for kind, v := range attrs(b[min(4, len(b)):]) {
+				if kind == nsID {
+					id = int32(u32(v))
+				}
+			}
+		})
+	}
+	if err != nil && !errors.Is(err, unix.EINVAL) { // it is no network namespace
+		k.close()
+		return -1, fmt.Errorf("ask for the id of a network namespace: %w", err)
+	}
+	return id, nil
 }
 
 // read looks into the network namespace.
