@@ -303,3 +303,18 @@ func TestLoopback(t *testing.T) {
 		t.Error("unknown addresses are not loopback")
 	}
 }
+
+// What the process tells of itself stays on the node.
+func TestSelfIsServedOnLoopbackAlone(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(c *Config) { c.Self = func() any { return map[string]int{"pid": 7} } })
+	if w := get(t, s.Handler(true), http.MethodGet, "/api/v1/self"); w.Code != http.StatusOK || strings.TrimSpace(w.Body.String()) != `{"pid":7}` {
+		t.Errorf("on loopback: %d %q", w.Code, w.Body)
+	}
+	if w := get(t, s.Handler(false), http.MethodGet, "/api/v1/self"); w.Code != http.StatusNotFound {
+		t.Errorf("elsewhere: %d %q", w.Code, w.Body)
+	}
+	if w := get(t, newServer(t, nil).Handler(true), http.MethodGet, "/api/v1/self"); w.Code != http.StatusNotFound {
+		t.Errorf("nothing to tell: %d %q", w.Code, w.Body)
+	}
+}
