@@ -81,14 +81,15 @@ func TestLockedInThePod(t *testing.T) {
 	configuration := "mode: observe\n"
 	victims := []string{"/run/victim", "/tmp/victim", "/dev/shm/victim", "/var/lib/victim", "/run/containerd/victim"}
 	var seen []string // by the pod
-	prepare := "rm -rf " + folder + "; mkdir -p " + folder + "; cd " + folder + "; touch mine; printf '" + configuration + "' >nodedrift.yaml"
+	var prepare strings.Builder
+	prepare.WriteString("rm -rf " + folder + "; mkdir -p " + folder + "; cd " + folder + "; touch mine; printf '" + configuration + "' >nodedrift.yaml")
 	touch := ""
 	for _, v := range victims {
-		prepare += "; mkdir -p " + v + "/folder; echo as it was | tee " + v + "/file >" + v + "/other; ln -sf file " + v + "/link"
+		prepare.WriteString("; mkdir -p " + v + "/folder; echo as it was | tee " + v + "/file >" + v + "/other; ln -sf file " + v + "/link")
 		touch += "touch " + v + "/other; "
 		seen = append(seen, "/host"+v)
 	}
-	sh(t, node, prepare)
+	sh(t, node, prepare.String())
 	t.Cleanup(func() {
 		_, _ = l.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c",
 			"systemctl stop trial-target trial-writer; rm -rf "+folder+" "+strings.Join(victims, " ")+" /usr/local/bin/trial /run/cell")
