@@ -288,7 +288,8 @@ func TestBurstIsCounted(t *testing.T) {
 	}
 	runtime.ReadMemStats(&after)
 	t.Logf("%d writes in %s: %d heard, %d lost; heap %d KiB -> %d KiB", burst, took, s.Events, s.Lost, before.HeapInuse>>10, after.HeapInuse>>10)
-	if s.Events+s.Lost != burst {
+	const others = 1000 // may write here at the same time: the detector hears the whole machine
+	if n := s.Events + s.Lost; n < burst || n > burst+others {
 		t.Errorf("%d writes, %d heard and %d lost", burst, s.Events, s.Lost)
 	}
 	if s.Lost > 0 && e.lost.Load() == 0 {

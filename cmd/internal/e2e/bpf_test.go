@@ -219,6 +219,8 @@ func TestBlockedDaemonIsTold(t *testing.T) {
 	began := time.Now()
 	sh(t, node, "systemd-run --quiet --collect --unit silent-fuse sh -c 'exec 3<>/dev/fuse; "+
 		"mount -i -n -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other silent "+pod+"/volumes && exec sleep 300'")
+	stuck, raised := until(t, node, "KubeletDrift", time.Minute, isTrue("KubeletSyncLoopStuck", "state D"))
+	t.Logf("%.0f s after the mount: %q", raised.Seconds(), stuck.Message)
 	blocked := regexp.MustCompile(`kubelet\.service: kubelet \(pid \d+\) has been blocked in the kernel for 1m0s`)
 	var said string
 	for said == "" {
@@ -240,7 +242,8 @@ func TestBlockedDaemonIsTold(t *testing.T) {
 	t.Logf("%.0f s after the mount: %q", took.Seconds(), said)
 	record("TaskHung", "Event", took, 0)
 	sh(t, node, "systemctl stop silent-fuse") // the mount then fails, and nobody waits
-	until(t, node, "KubeletDrift", time.Minute, isFalse)
+	_, cleared := until(t, node, "KubeletDrift", time.Minute, isFalse)
+	record("KubeletSyncLoopStuck", "condition", raised, cleared)
 }
 
 func TestOOMKillNamesItsContainer(t *testing.T) {

@@ -15,11 +15,6 @@ import (
 	"time"
 )
 
-// What cannot be had on a lab node.
-func init() {
-	fixtureOnly["KubeletSyncLoopStuck"] = "no mount of the lab hangs in state D, and kubelet 1.36 does not tell its sync loop's health on the health port"
-}
-
 const (
 	unitFile   = "/etc/systemd/system/kubelet.service"
 	kubeletPKI = "/var/lib/kubelet/pki"
