@@ -21,9 +21,10 @@ const (
 	askWithin = time.Second
 
 	// A table of sockets costs the kernel a walk through its whole hash, milliseconds on a
-	// large node: it is read when something moved, and else rarely.
-	tableEach    = time.Minute
-	tableAtLeast = 10 * time.Second
+	// large node: it is read when something moved, and else rarely; while the tunnel is
+	// down each look reads it anew, since it tells why.
+	tableEach  = time.Minute
+	tableMoved = 10 * time.Second
 
 	// drops within window are an unstable tunnel.
 	window = 10 * time.Minute
@@ -62,7 +63,11 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 		return s, nil
 	}
 	p.keepaliveOf(a, look)
-	p.readTable(a, p.moved(a))
+	each := tableEach
+	if p.moved(a) || a.retransmits() > 0 {
+		each = tableMoved
+	}
+	p.readTable(a, each)
 	address, ok := a.address(a.table)
 	if !ok {
 		return s, fmt.Errorf("ask %s: its address is not known", a.name)
@@ -81,7 +86,7 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 	a.count(t, up)
 	a.seen, a.last = true, t
 	if !s.up {
-		p.readTable(a, true)
+		p.readTable(a, 0)
 	}
 	p.judge(a, &s, up, look)
 	return s, nil
@@ -170,17 +175,13 @@ func worse(old, now host.TCPCounters) bool {
 	return now.Established < old.Established || now.Failed > old.Failed || now.Reset > old.Reset || now.Retransmitted > old.Retransmitted
 }
 
-// readTable reads the sockets of the agent's network when it is time to.
-func (p *Probe) readTable(a *agent, soon bool) {
+// readTable reads the sockets of the agent's network unless that was less than each ago.
+func (p *Probe) readTable(a *agent, each time.Duration) {
 	if a.sandbox.HostNetwork {
 		a.table = nil // whose a socket is cannot be told there
 		return
 	}
-	limit := tableEach
-	if soon || a.retransmits() > 0 {
-		limit = tableAtLeast
-	}
-	if age := time.Since(a.tableAt); !a.tableAt.IsZero() && age >= 0 && age < limit {
+	if age := time.Since(a.tableAt); !a.tableAt.IsZero() && age >= 0 && age < each {
 		return
 	}
 	a.tableAt = time.Now()

@@ -452,6 +452,7 @@ const askEach = "--keepalive-time=30s"
 func TestTunnelServerKilled(t *testing.T) {
 	t.Parallel()
 	n := newTunnel(t, "", askEach)
+	time.Sleep(time.Second) // so that the first look sees the connection, moments before it ends
 	w := n.watch()
 	w.clean(t, 10*time.Second)
 	n.signal(n.server, syscall.SIGKILL)
