@@ -372,26 +372,37 @@ func (v *view) knownRule(r *rule) bool {
 
 // A target is an address that matters, and whose it is.
 type target struct {
-	ip      netip.Addr
-	subject string
+	ip  netip.Addr
+	who string // "gateway", "node"; "" is the platform
+	pod *pod
+}
+
+func (t *target) subject() string {
+	switch {
+	case t.pod != nil:
+		return t.pod.subject(t.ip)
+	case t.who != "":
+		return t.who + " " + t.ip.String()
+	}
+	return t.ip.String()
 }
 
 // targets are the node's gateway and address, the platform's, and each pod's.
 func (v *view) targets() []target {
-	var list []target
+	list := make([]target, 0, len(v.pods)+8)
 	for _, gw := range v.knownGateways(v.nodeSubnet()) {
-		list = append(list, target{gw, "gateway " + gw.String()})
+		list = append(list, target{ip: gw, who: "gateway"})
 	}
 	for _, ip := range v.nodeAddrs() {
-		list = append(list, target{ip, "node " + ip.String()})
+		list = append(list, target{ip: ip, who: "node"})
 	}
 	for _, ip := range platform {
-		list = append(list, target{ip, ip.String()})
+		list = append(list, target{ip: ip})
 	}
 	if v.mode&(transparent|anyBridge) != 0 {
 		for i := range v.pods {
 			for _, ip := range v.pods[i].ips {
-				list = append(list, target{ip, v.pods[i].subject(ip)})
+				list = append(list, target{ip: ip, pod: &v.pods[i]})
 			}
 		}
 	}
@@ -405,7 +416,7 @@ func (v *view) blockingRoutes(say func(probes.Finding)) {
 	}
 	for _, t := range v.targets() {
 		if r := v.wins(t.ip); r != nil && blocks(r.kind) {
-			say(probes.Finding{Subject: t.subject, Message: kindName(r.kind) + " by the route " + v.describe(r), Observed: v.describe(r)})
+			say(probes.Finding{Subject: t.subject(), Message: kindName(r.kind) + " by the route " + v.describe(r), Observed: v.describe(r)})
 		}
 	}
 }
@@ -421,7 +432,7 @@ func (v *view) overlaps(say func(probes.Finding)) {
 	for _, t := range v.targets() {
 		if r := v.wins(t.ip); t.ip.Is4() && subnet.Contains(t.ip) && v.takes(r, t.ip) && !slices.Contains(told, r) {
 			told = append(told, r)
-			say(probes.Finding{Subject: r.dst.String(), Message: fmt.Sprintf("%s on %s takes %s", r.dst, v.linkName(r.oif), t.subject), Observed: v.describe(r), Wanted: "dev " + v.l3.name})
+			say(probes.Finding{Subject: r.dst.String(), Message: fmt.Sprintf("%s on %s takes %s", r.dst, v.linkName(r.oif), t.subject()), Observed: v.describe(r), Wanted: "dev " + v.l3.name})
 		}
 	}
 	for _, r := range v.nets {

@@ -69,6 +69,7 @@ func (v *view) index() {
 		v.byName[l.name], v.byIndex[l.index] = l, l
 	}
 	v.hosts, v.routedTo, v.nets = make(map[netip.Addr][]*route, len(v.now.routes)), map[int32]int{}, nil
+	single := make([]*route, 0, len(v.now.routes))
 	for i := range v.now.routes {
 		r := &v.now.routes[i]
 		if r.table != tableLocal && r.table != tableMain && r.table != tableDefault || r.kind == unix.RTN_BROADCAST || r.kind == unix.RTN_MULTICAST {
@@ -78,7 +79,12 @@ func (v *view) index() {
 			v.nets = append(v.nets, r)
 			continue
 		}
-		v.hosts[r.dst.Addr()] = append(v.hosts[r.dst.Addr()], r)
+		if ip := r.dst.Addr(); v.hosts[ip] != nil {
+			v.hosts[ip] = append(v.hosts[ip], r)
+		} else { // mostly the only one: its slice is a part of one for all
+			single = append(single, r)
+			v.hosts[ip] = single[len(single)-1 : len(single) : len(single)]
+		}
 		if r.table == tableMain && r.kind == unix.RTN_UNICAST {
 			v.routedTo[r.oif]++
 		}
