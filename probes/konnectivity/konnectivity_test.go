@@ -48,9 +48,9 @@ func TestExplain(t *testing.T) {
 func TestHolds(t *testing.T) {
 	t.Parallel()
 	want := map[string]time.Duration{
-		TunnelDown:              1500 * time.Millisecond, // a server's end within 3 s
-		TunnelNotResponding:     5 * time.Second,         // a silent server within the keepalive and 35 s, of which the agent takes 20
-		TunnelAgentHung:         4 * time.Second,         // within 12 s: a look each 5, an answer within 1
+		TunnelDown:              time.Second,     // a server's end within 3 s
+		TunnelNotResponding:     5 * time.Second, // a silent server within the keepalive and 35 s, of which the agent takes 20
+		TunnelAgentHung:         4 * time.Second, // within 12 s: a look each 5, an answer within 1
 		TunnelAgentCrashLooping: 30 * time.Second,
 		TunnelUnstable:          0, // three drops are no blip
 		TunnelRetransmitting:    5 * time.Second,

@@ -45,7 +45,7 @@ var metrics = []probes.Metric{
 
 const (
 	// A look comes within a second of a connection's end; with its hold that is 3 s.
-	holdDown = 1500 * time.Millisecond
+	holdDown = time.Second
 	// holdTunnelElsewhere is for what the way back says of the tunnel as a whole.
 	holdTunnelElsewhere = 5 * time.Minute
 
