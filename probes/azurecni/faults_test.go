@@ -434,12 +434,12 @@ func TestFit(t *testing.T) {
 	if len(got) > maxFindings || stand["T-VETH-STATE"] != 3 || stand["T-ROUTE-MISSING"] != 300 || stand["T-VETH-MTU"] != 400 || holds["T-VETH-MTU"] != 399*time.Second {
 		t.Errorf("%d findings stand for %v, with holds %v", len(got), stand, holds)
 	}
-	messages := ""
+	var messages strings.Builder
 	for _, f := range (*Probe)(nil).Explain(got) {
-		messages += f.Message + "\n"
+		messages.WriteString(f.Message + "\n")
 	}
-	if !strings.Contains(messages, "400 host veths have another MTU: ") || !strings.Contains(messages, "297 routes missing: ") || !strings.Contains(messages, "3 host veths are down: ") {
-		t.Errorf("explained as %s", messages)
+	if !strings.Contains(messages.String(), "400 host veths have another MTU: ") || !strings.Contains(messages.String(), "297 routes missing: ") || !strings.Contains(messages.String(), "3 host veths are down: ") {
+		t.Errorf("explained as %s", messages.String())
 	}
 	all = nil
 	add(300, probes.Finding{ID: "T-VETH-STATE", Severity: critical})
