@@ -91,7 +91,7 @@ var invariants = []invariant{
 	{"B-MODE-MIX", anyBridge, CNIModeMixed, warning, 2 * m, nothing, (*view).routeRemains},
 	{"B-EBT", anyBridge, BridgeRulesLost, warning, 5 * m, ebtables, (*view).ebtablesRules},
 
-	// Beyond the invariants: what bridge mode is known to suffer from (issue 5).
+	// Beyond the invariants: what bridge mode is known to suffer from.
 	{"B-CONNTRACK", anyBridge, ConntrackDrops, warning, 2 * m, nothing, (*view).conntrack},
 	{"B-DNS", anyBridge, DNSServersTruncated, warning, 5 * m, aLease, (*view).dnsServers},
 }
