@@ -10,15 +10,16 @@ import (
 )
 
 const (
-	beat = time.Second
+	beat      = time.Second
+	quickBeat = 400 * time.Millisecond // where an agent runs
 	// froze is how late a beat is when the node stood still, or the agent was kept from
 	// running: either way nothing is to be held against others.
 	froze = 2 * time.Second
 )
 
-// Watch implements [probes.Watcher]: once a second it looks whether connections of an
-// agent's network have ended, which costs a read of a few hundred bytes, and it hears
-// kubelet's certificates being replaced.
+// Watch implements [probes.Watcher]: where an agent runs it looks, twice a second, whether
+// connections of its network have ended, which costs a read of a few hundred bytes; and
+// it hears kubelet's certificates being replaced.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	p.hearer.Store(&h)
 	ctx, cancel := context.WithCancel(ctx)
@@ -44,9 +45,15 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 			p.frozen.Store(int64(now))
 		}
 		last = now
-		if p.heard(&ear) {
+		worse, agents := p.heard(&ear)
+		if worse {
 			h.Changed()
 		}
+		next := beat
+		if agents {
+			next = quickBeat
+		}
+		tick.Reset(next)
 	}
 }
 
@@ -63,8 +70,9 @@ type ear struct {
 	seen map[*host.Process]host.TCPCounters
 }
 
-// heard tells whether something became worse in an agent's network, or an agent ended.
-func (p *Probe) heard(e *ear) (any bool) {
+// heard tells whether something became worse in an agent's network, or an agent ended,
+// and whether there are agents at all.
+func (p *Probe) heard(e *ear) (any, agents bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, a := range p.agents {
@@ -81,5 +89,5 @@ func (p *Probe) heard(e *ear) (any bool) {
 			delete(e.seen, process)
 		}
 	}
-	return any
+	return any, len(p.agents) > 0
 }
