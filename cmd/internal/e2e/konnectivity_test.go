@@ -62,9 +62,7 @@ const (
 	kubeconfig      = "/var/lib/kubelet/kubeconfig"
 )
 
-// What the API server says of the way back is a condition; that the certificate is
-// another one needs an API server that verifies it, which the lab's does not: that is
-// in the probe's own tests.
+// What the API server says of the way back is a condition.
 func TestKonnectivityWayBack(t *testing.T) {
 	need(t)
 	const node = "node0"
@@ -77,6 +75,15 @@ func TestKonnectivityWayBack(t *testing.T) {
 			breaks: "systemctl stop kubelet", repairs: "systemctl start kubelet"},
 		{name: "packets to kubelet dropped", reason: unreachable, text: "no answer", within: 80 * time.Second, clear: 130 * time.Second,
 			breaks: "iptables -I" + fromAPI + "; " + ask, repairs: "iptables -D" + fromAPI + "; " + ask},
+		{name: "kubelet's serving certificate replaced", reason: unreachable, text: "does not accept kubelet's serving certificate", within: 45 * time.Second,
+			breakBy: func(t *testing.T, node string) {
+				sh(t, node, "cp "+kubeletPKI+"/kubelet.key "+kubeletPKI+"/kubelet.crt /root/")
+				cert, key := keyPair(t, -time.Hour, time.Hour*1000)
+				put(t, node, kubeletPKI+"/kubelet.key", key)
+				put(t, node, kubeletPKI+"/kubelet.crt", cert)
+				sh(t, node, "systemctl restart kubelet")
+			},
+			repairs: "cp /root/kubelet.key /root/kubelet.crt " + kubeletPKI + "; systemctl restart kubelet"},
 	})
 }
 

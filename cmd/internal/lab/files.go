@@ -125,6 +125,9 @@ func (n *Node) copyFiles() error {
 		{d.ToolboxTar(), "var/lib/images/toolbox.tar", 0o644},
 		{l.pki("ca.crt"), "etc/kubernetes/ca.crt", 0o644},
 		{l.pki(n.name + ".conf"), "var/lib/kubelet/kubeconfig", 0o600},
+		// What kubelet serves with; the API server verifies it.
+		{l.pki(n.name + ".crt"), "var/lib/kubelet/pki/kubelet.crt", 0o644},
+		{l.pki(n.name + ".key"), "var/lib/kubelet/pki/kubelet.key", 0o600},
 		{l.pki("kube-proxy.conf"), "var/lib/kube-proxy/kubeconfig", 0o600},
 	} {
 		if err := copyFile(f.from, filepath.Join(n.Root(), f.to), f.mode); err != nil {
