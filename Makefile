@@ -65,9 +65,10 @@ bench: modules image # ratios against naive twins, and the agent's own footprint
 	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e
 
 KERNELS ?= 5.10 6.1 6.12 newest
-vmtest: modules # the BPF programs, and the lock, on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
+vmtest: modules # the BPF programs, a clock that is set, and the lock, on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
 	CGO_ENABLED=0 $(GO) build -o bin/vmtest ./bpf/vmtest
 	@for k in $(KERNELS); do \
 	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./bpf && \
+	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -run TestReal -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./probes/chrony && \
 	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -run LockedIn -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./cmd/nodedrift || exit 1; \
 	done
