@@ -83,10 +83,10 @@ func TestLockedInThePod(t *testing.T) {
 	var seen []string // by the pod
 	var prepare strings.Builder
 	prepare.WriteString("rm -rf " + folder + "; mkdir -p " + folder + "; cd " + folder + "; touch mine; printf '" + configuration + "' >nodedrift.yaml")
-	touch := ""
+	var touch strings.Builder
 	for _, v := range victims {
 		prepare.WriteString("; mkdir -p " + v + "/folder; echo as it was | tee " + v + "/file >" + v + "/other; ln -sf file " + v + "/link")
-		touch += "touch " + v + "/other; "
+		touch.WriteString("touch " + v + "/other; ")
 		seen = append(seen, "/host"+v)
 	}
 	sh(t, node, prepare.String())
@@ -95,7 +95,7 @@ func TestLockedInThePod(t *testing.T) {
 			"systemctl stop trial-target trial-writer; rm -rf "+folder+" "+strings.Join(victims, " ")+" /usr/local/bin/trial /run/cell")
 	})
 	sh(t, node, "systemd-run --quiet --collect --unit trial-target sleep 600")
-	sh(t, node, "systemd-run --quiet --collect --unit trial-writer sh -c 'while sleep 0.1; do sysctl -qw "+finTimeout+"=60; "+touch+
+	sh(t, node, "systemd-run --quiet --collect --unit trial-writer sh -c 'while sleep 0.1; do sysctl -qw "+finTimeout+"=60; "+touch.String()+
 		"n=$((n+1)); { printf \""+strings.ReplaceAll(configuration, "\n", "\\n")+"\"; echo \"# $n\"; } >"+folder+"/new.yaml; mv "+folder+"/new.yaml "+folder+"/nodedrift.yaml; done'")
 	cell, err := json.Marshal(dict{"Root": "/host", "State": folder, "Victims": seen, "Key": finTimeout, "Config": folder + "/nodedrift.yaml",
 		"Process": json.Number(mainPID(t, node, "trial-target")), "Socket": "/host/run/containerd/containerd.sock", "Services": true,
