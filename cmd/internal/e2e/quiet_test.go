@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ func TestQuiet(t *testing.T) {
 		}
 		length = d
 	}
+	until(t, node, "NodeDrift", time.Minute, isFalse)
 	before := map[string]time.Time{}
 	for _, c := range document(t, node).Conditions {
 		is, _ := until(t, node, c.Type, time.Minute, isFalse)
@@ -53,6 +55,13 @@ func TestQuiet(t *testing.T) {
 		}
 	}
 	t.Logf("%s: %d pods came and went", node, pods)
+	if left := shims(t, node); left > 1 {
+		// It happens all the same, now and then; then it is to be told, and nothing else is.
+		t.Logf("containerd left %d shims behind", left-1)
+		until(t, node, "ContainerdDrift", time.Minute, isTrue("OrphanShims", ""))
+		inNode(t, node, "systemctl", "kill", "--kill-who=all", "-s", "KILL", "containerd")
+		return
+	}
 	for kind, since := range before {
 		if after, _ := until(t, node, kind, soonish, isFalse); !after.LastTransitionTime.Equal(since) {
 			t.Errorf("%s: a transition at %s", kind, after.LastTransitionTime)
@@ -102,8 +111,18 @@ func churn(t *testing.T, node string, first, n int) int {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
-	for began := time.Now(); strings.TrimSpace(sh(t, node, "pgrep -cf 'containerd-shim-runc-v[2]' || true")) != "1" && time.Since(began) < 20*time.Second; { // our own pod's
+	for began := time.Now(); shims(t, node) != 1 && time.Since(began) < 20*time.Second; { // our own pod's
 		time.Sleep(200 * time.Millisecond)
+	}
+	return n
+}
+
+// shims counts the pods of a node that have not ended.
+func shims(t *testing.T, node string) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(sh(t, node, "pgrep -cf 'containerd-shim-runc-v[2]' || true")))
+	if err != nil {
+		t.Fatal(err)
 	}
 	return n
 }
