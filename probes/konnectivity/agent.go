@@ -60,6 +60,9 @@ type state struct {
 func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *probes.Look) (state, error) {
 	s := state{open: -1, known: -1}
 	if a.age(up) < young {
+		for _, reason := range []string{TunnelDown, TunnelNotResponding, TunnelAgentHung} {
+			look.NotJudged = append(look.NotJudged, fmt.Sprintf("%s: %s was started less than %s ago", reason, a.name, young))
+		}
 		return s, nil
 	}
 	p.keepaliveOf(a, look)
