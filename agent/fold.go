@@ -50,7 +50,6 @@ func newSubject(p probes.Probe) *subject {
 	if e, ok := p.(probes.Explainer); ok {
 		s.explain = e.Explain
 	}
-	s.spec.UnknownAfter = cmp.Or(s.spec.UnknownAfter, 2)
 	s.spec.Every, s.spec.Timeout = cmp.Or(s.spec.Every, time.Minute), cmp.Or(s.spec.Timeout, time.Second)
 	return s
 }
@@ -61,10 +60,10 @@ type state struct {
 	Condition     Condition
 	NotApplicable string // why; "" while the probe applies
 
-	Standing []standing // by reason, id, subject
-	Failures int        // failed looks in a row
-	LastGood Instant    // start of the last look that succeeded
-	Dropped  int        // findings beyond maxStanding
+	Standing []standing    // by reason, id, subject
+	Failing  time.Duration // monotonic: start of the first of the failed looks in a row; 0: the last one succeeded
+	LastGood Instant       // start of the last look that succeeded
+	Dropped  int           // findings beyond maxStanding
 
 	owed     []owed // happenings that wait for their actor
 	recalled bool   // taken over from an earlier process; no look of this one has succeeded
@@ -79,14 +78,12 @@ type standing struct {
 	Raised    time.Duration // monotonic: when it was confirmed
 	CleanAt   time.Duration // monotonic: start of the last look without it; whoever did it did it later
 	SeenAt    time.Duration // monotonic: start of the last look with it; whoever mended it did it later
-	Blind     int           // looks in a row that could not judge it
+	Blind     time.Duration // monotonic: start of the first of the looks in a row that could not judge it; 0: the last one could
+	Dark      bool          // it has been blind for too long to be said to stand
 	Actor     *Actor
 	severity  probes.Severity // under the rules; only while the look is taken in
 	moved     bool            // this look observed something else than the last one: somebody acted again
 }
-
-// dark tells whether too many looks in a row could not see the finding.
-func (s *standing) dark(limit int) bool { return s.Blind >= limit }
 
 // owed is a happening that waits until its actor is known, or until it is late.
 type owed struct {
@@ -110,11 +107,12 @@ func compareStanding(a, b standing) int {
 //
 //   - No standing finding and no error: False.
 //   - A standing critical or warning finding: True, with the worst one's reason.
-//   - Another error: Unknown, at once before the first success, otherwise after
-//     Spec.UnknownAfter failures in a row; what stood keeps standing until then.
+//   - Another error: Unknown, at once before the first success, otherwise when
+//     looks have failed for as long as the probe's period; what stood keeps
+//     standing until then.
 //   - ErrNotApplicable: withdrawn.
 //   - A reason that the look could not judge is not cleared by its absence; when
-//     it stood and stays unjudged, the condition is Unknown.
+//     it stood and stays unjudged for as long, the condition is Unknown.
 func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, now Instant) (state, []Happening, time.Duration) {
 	if old.untouchedBy(look) {
 		old.LastGood, old.Condition.LastCheckTime = look.at, look.at.Wall
@@ -128,6 +126,7 @@ func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, 
 	again := s.settle(sub, rules, now)
 	s.attribute(journal, now)
 	s.decide(sub, rules, look, err, now)
+	again = sooner(again, s.untilDark(rules.patience(sub, err), look, now))
 	happened := s.tell(sub, &old, journal, now)
 	if s.wantsActor(journal, now) {
 		again = sooner(again, askActorEach)
@@ -138,7 +137,7 @@ func fold(sub *subject, rules *Rules, old state, look *looked, journal Journal, 
 // untouchedBy tells whether a clean look at a clean node changes nothing: by far
 // the most common case.
 func (s *state) untouchedBy(look *looked) bool {
-	return look.err == nil && len(look.Findings) == 0 && len(s.Standing) == 0 && len(s.owed) == 0 && s.Failures == 0 && !s.recalled &&
+	return look.err == nil && len(look.Findings) == 0 && len(s.Standing) == 0 && len(s.owed) == 0 && s.Failing == 0 && !s.recalled &&
 		s.Condition.Status == False && slices.Equal(look.NotJudged, s.Condition.NotJudged)
 }
 
@@ -169,7 +168,7 @@ func withdraw(sub *subject, old *state, look *looked, now Instant) (state, []Hap
 // is not whole, if it is not.
 func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) error {
 	merged, err := s.seen(sub, rules, look, now)
-	seen := len(merged)
+	seen, patience := len(merged), rules.patience(sub, err)
 	stale := s.Condition.Status == Unknown // what stood was unseen: nothing is left to be cleared slowly
 	for _, o := range s.Standing {
 		if at, found := slices.BinarySearchFunc(merged[:seen], o, compareStanding); found {
@@ -184,11 +183,12 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 		o.moved = false
 		switch judged := err == nil && !unjudged(look.NotJudged, o.F.Reason); {
 		case !judged:
-			o.Blind++
+			o.Blind = cmp.Or(o.Blind, look.at.Mono)
+			o.Dark = o.Dark || look.unable(o.Blind, now) >= patience
 		case !o.Confirmed || stale:
 			continue
 		default:
-			if o.Blind = 0; o.Gone == 0 {
+			if o.Blind, o.Dark = 0, false; o.Gone == 0 {
 				o.Gone = now.Mono
 			}
 		}
@@ -201,11 +201,38 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 	slices.SortFunc(merged, compareStanding)
 	s.Standing = merged
 	if err != nil {
-		s.Failures++
+		s.Failing = cmp.Or(s.Failing, look.at.Mono)
 		return err
 	}
-	s.Failures, s.LastGood = 0, look.at
+	s.Failing, s.LastGood = 0, look.at
 	return nil
+}
+
+// unable is how long nobody has been able to look: from the start of the first
+// look that could not to the end of this one. One look alone does not tell,
+// however long it took.
+func (l *looked) unable(since time.Duration, now Instant) time.Duration {
+	if since == l.at.Mono {
+		return 0
+	}
+	return now.Mono - since
+}
+
+// untilDark is when the next look can tell that nobody has been able to look for
+// too long; 0 when nothing waits for that.
+func (s *state) untilDark(patience time.Duration, look *looked, now Instant) (again time.Duration) {
+	if s.Condition.Status == Unknown {
+		return 0
+	}
+	if s.Failing != 0 && look.unable(s.Failing, now) < patience {
+		again = max(s.Failing+patience-now.Mono, 1)
+	}
+	for i := range s.Standing {
+		if f := &s.Standing[i]; f.Blind != 0 && !f.Dark {
+			again = sooner(again, max(f.Blind+patience-now.Mono, 1))
+		}
+	}
+	return again
 }
 
 // seen is what this look found, in order, each once; when it is too much, the
@@ -315,15 +342,11 @@ func (s *state) wantsActor(journal Journal, now Instant) bool {
 // decide makes the condition from what stands.
 func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now Instant) {
 	old := s.Condition
-	dark := sub.spec.UnknownAfter
-	if errors.Is(err, errStarved) || rules.CountHeld {
-		dark = 1
-	}
-	blind := s.Failures >= dark || s.Failures > 0 && (s.LastGood == (Instant{}) || old.Status == "")
+	blind := err != nil && (look.unable(s.Failing, now) >= rules.patience(sub, err) || s.LastGood == (Instant{}) || old.Status == "" || old.Status == Unknown)
 	c := Condition{Type: sub.spec.Condition, Probe: sub.spec.Name, LastCheckTime: s.LastGood.Wall, LastTransitionTime: old.LastTransitionTime,
 		NotJudged: notJudged(look.NotJudged, s.Dropped)}
 	var unexplained error
-	c.Findings, unexplained = s.findings(sub, rules, dark, now)
+	c.Findings, unexplained = s.findings(sub, rules, now)
 	counts, first := 0, -1
 	for i := range c.Findings {
 		if rules.counts(&c.Findings[i]) {
@@ -338,7 +361,7 @@ func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now 
 		c.Status, c.Reason, c.Message = True, c.Findings[first].Reason, c.Findings[first].line(counts-1)
 	case blind:
 		c.Status, c.Reason, c.Message = Unknown, errorReason(err), clean("could not look: "+err.Error(), maxMessage)
-	case err != nil && (old.Status != True || s.recalled): // one failed look changes nothing; what made it True may have been waived
+	case err != nil && (old.Status != True || s.recalled): // looks that fail for a moment change nothing; what made it True may have been waived
 		c.Status, c.Reason, c.Message = old.Status, old.Reason, old.Message
 	case unseen >= 0:
 		c.Status, c.Reason, c.Message = Unknown, ProbeFailed, shorten(c.Findings[unseen].Reason+" stood and can no longer be judged", maxMessage)
@@ -380,24 +403,24 @@ func notJudged(list []string, dropped int) []string {
 
 // findings is what stands as it is shown: explained, waived ones apart, those
 // that count first and the worst of them at the head.
-func (s *state) findings(sub *subject, rules *Rules, dark int, now Instant) (_ []Finding, err error) {
+func (s *state) findings(sub *subject, rules *Rules, now Instant) (_ []Finding, err error) {
 	var shown, rest []Finding
 	var explain []probes.Finding
 	for i := range s.Standing {
 		switch f := &s.Standing[i]; {
 		case rules.waived(f.F.Reason, f.F.Subject, f.Actor, now.Wall):
-			w := s.show(sub, rules, &f.F, dark)
+			w := s.show(sub, rules, &f.F)
 			w.Waived = true
 			rest = append(rest, w)
 		case f.Confirmed || rules.CountHeld:
 			explain = append(explain, f.F)
 		default:
-			rest = append(rest, s.show(sub, rules, &f.F, dark))
+			rest = append(rest, s.show(sub, rules, &f.F))
 		}
 	}
 	explain, err = sub.explained(explain)
 	for i := range explain {
-		f := s.show(sub, rules, &explain[i], dark)
+		f := s.show(sub, rules, &explain[i])
 		if f.Waived = rules.waived(f.Reason, f.Subject, f.Actor, now.Wall); f.Waived {
 			rest = append(rest, f)
 			continue
@@ -433,7 +456,7 @@ func (sub *subject) explained(list []probes.Finding) (out []probes.Finding, err 
 
 // show joins a finding with its times and its actor. A finding that Explain made
 // of several takes those of the first one among its consequences.
-func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Finding {
+func (s *state) show(sub *subject, rules *Rules, f *probes.Finding) Finding {
 	out := Finding{Reason: f.Reason, ID: f.ID, Subject: f.Subject, Observed: f.Observed, Wanted: f.Wanted, Source: f.Source,
 		Message: f.Message, Consequences: f.Consequences, Severity: f.Severity, trace: f.Trace}
 	if out.Consequences == nil {
@@ -448,7 +471,7 @@ func (s *state) show(sub *subject, rules *Rules, f *probes.Finding, dark int) Fi
 	}
 	if t := s.behind(f); t != nil {
 		out.Since, out.Actor = t.First.Wall, t.Actor
-		out.Held, out.Unseen, out.gone = !t.Confirmed, t.dark(dark), t.Gone != 0
+		out.Held, out.Unseen, out.gone = !t.Confirmed, t.Dark, t.Gone != 0
 		out.first, out.clean, out.seen = t.First.Mono, t.CleanAt, t.SeenAt
 	}
 	return out

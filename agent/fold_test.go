@@ -107,12 +107,12 @@ func TestWhatALookMeans(t *testing.T) {
 			{s, with(see("Note"), func(f *probes.Finding) { f.Severity = probes.Warning }), "True Note, raised Note False>True"},
 		}},
 		{name: "a reason that is not in the catalogue is a failed look; the rest stands", steps: []step{
-			{s, see("Bda", "Poor"), "True Poor, raised Poor False>True"},
-			{s, see("Bda"), "True Poor"},
+			{s, see("Bda", "Poor"), "True Poor, raised Poor False>True, again 1s"},
+			{s, see("Bda"), "True Poor, again 1s"},
 			{s, see("Bda"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 		}},
 		{name: "an occurrence cannot stand", steps: []step{
-			{s, see("Boom"), "False OK"}, {s, see("Boom"), "Unknown ProbeFailed, blinded ProbeFailed False>Unknown"},
+			{s, see("Boom"), "False OK, again 1s"}, {s, see("Boom"), "Unknown ProbeFailed, blinded ProbeFailed False>Unknown"},
 		}},
 	})
 }
@@ -134,7 +134,7 @@ func TestNotApplicable(t *testing.T) {
 			{s, notApplicable(), "withdrawn"}, {s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed >Unknown"},
 		}},
 		{name: "beside findings it is a contradiction, and so a failed look", steps: []step{
-			{s, fail(probes.ErrNotApplicable, "Bad"), "True Bad, raised Bad False>True"},
+			{s, fail(probes.ErrNotApplicable, "Bad"), "True Bad, raised Bad False>True, again 1s"},
 		}},
 		{name: "starts a hold anew", steps: []step{
 			{0, see("Slow"), "False OK, again 30s"}, {20 * s, notApplicable(), "withdrawn"},
@@ -155,12 +155,12 @@ func TestCouldNotLook(t *testing.T) {
 			{s, fail(errBroken), "Unknown ProbeFailed"},
 			{s, see(), "False OK, restored OK Unknown>False"},
 		}},
-		{name: "later only when it happens twice in a row", steps: []step{
-			{s, fail(errBroken), "False OK"}, {s, see(), "False OK"}, {s, fail(errBroken), "False OK"},
+		{name: "later only when it happens twice in a row, a period apart", steps: []step{
+			{s, fail(errBroken), "False OK, again 1s"}, {s, see(), "False OK"}, {s, fail(errBroken), "False OK, again 1s"},
 			{s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed False>Unknown"},
 			{s, fail(errBroken), "Unknown ProbeFailed"},
 			{s, see(), "False OK, restored OK Unknown>False"},
-			{s, fail(errBroken), "False OK"},
+			{s, fail(errBroken), "False OK, again 1s"},
 		}},
 		{name: "reasons: timeout", fresh: true, steps: []step{{0, timedOut, "Unknown ProbeTimedOut, blinded ProbeTimedOut >Unknown"}}},
 		{name: "reasons: permission", fresh: true, steps: []step{{0, fail(errDenied), "Unknown PermissionDenied, blinded PermissionDenied >Unknown"}}},
@@ -169,24 +169,24 @@ func TestCouldNotLook(t *testing.T) {
 			{0, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed >Unknown"}, {s, fail(errDenied), "Unknown PermissionDenied"},
 		}},
 		{name: "findings beside an error stand", steps: []step{
-			{s, fail(errBroken, "Bad"), "True Bad, raised Bad False>True"},
+			{s, fail(errBroken, "Bad"), "True Bad, raised Bad False>True, again 1s"},
 			{s, fail(errBroken, "Bad"), "True Bad"}, {s, fail(errBroken, "Bad"), "True Bad"},
 		}},
 		{name: "even before the first success", fresh: true, steps: []step{
-			{0, fail(errBroken, "Bad"), "True Bad, raised Bad >True"},
-			{s, fail(errBroken), "True Bad"},
+			{0, fail(errBroken, "Bad"), "True Bad, raised Bad >True, again 1s"},
+			{s, fail(errBroken), "True Bad, again 1s"},
 			{s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 		}},
 		{name: "what stood keeps standing, then is Unknown, then True again without a hold", steps: []step{
 			{0, see("Slow"), "False OK, again 30s"},
 			{30 * s, see("Slow"), "True Slow, raised Slow False>True"},
-			{s, fail(errBroken), "True Slow"},
+			{s, fail(errBroken), "True Slow, again 1s"},
 			{s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, see("Slow"), "True Slow, raised Slow Unknown>True"},
 		}},
 		{name: "what is gone after blindness needs no clear time", steps: []step{
 			{0, see("Sticky"), "True Sticky, raised Sticky False>True"},
-			{s, fail(errBroken), "True Sticky"},
+			{s, fail(errBroken), "True Sticky, again 1s"},
 			{s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, see(), "False OK, restored OK Unknown>False"},
 		}},
@@ -198,20 +198,99 @@ func TestCouldNotLook(t *testing.T) {
 		{name: "a failed look clears nothing", steps: []step{
 			{0, see("Sticky"), "True Sticky, raised Sticky False>True"},
 			{s, see(), "True Sticky, again 1m0s"},
-			{m, fail(errBroken), "True Sticky"},
+			{m, fail(errBroken), "True Sticky, again 1s"},
 			{s, see(), "False OK, cleared Sticky True>False"},
 		}},
 		{name: "out of sight beside another is neither cleared nor raised again", steps: []step{
 			{0, see("Bad", "Poor"), "True Bad, raised Bad False>True, raised Poor"},
-			{s, fail(errBroken, "Bad"), "True Bad"}, {s, fail(errBroken, "Bad"), "True Bad"},
+			{s, fail(errBroken, "Bad"), "True Bad, again 1s"}, {s, fail(errBroken, "Bad"), "True Bad"},
 			{s, see("Bad", "Poor"), "True Bad"},
-			{s, fail(errBroken, "Bad"), "True Bad"}, {s, fail(errBroken, "Bad"), "True Bad"},
+			{s, fail(errBroken, "Bad"), "True Bad, again 1s"}, {s, fail(errBroken, "Bad"), "True Bad"},
 			{s, see("Bad"), "True Bad, cleared Poor"},
 		}},
 		{name: "a held finding is no reason to be Unknown", steps: []step{
 			{0, see("Slow"), "False OK, again 30s"},
-			{s, unableTo("Slow: no right"), "False OK"}, {s, unableTo("Slow: no right"), "False OK"}, {s, unableTo("Slow: no right"), "False OK"},
+			{s, unableTo("Slow: no right"), "False OK, again 1s"}, {s, unableTo("Slow: no right"), "False OK"}, {s, unableTo("Slow: no right"), "False OK"},
 		}},
+	})
+}
+
+// TestFailingForAWhile holds that on a node on which something moves all the time,
+// and looks follow each other within milliseconds, Unknown comes neither sooner
+// nor later than on a node at rest: after a period without a look that succeeds.
+func TestFailingForAWhile(t *testing.T) {
+	const ms = time.Millisecond
+	slow := Rules{Every: map[string]time.Duration{"test": 5 * s}}
+	tellStories(t, []story{
+		{name: "a daemon that restarts within it is not news", rules: slow, steps: []step{
+			{s, fail(errBroken), "False OK, again 5s"},
+			{20 * ms, fail(errBroken), "False OK, again 4.98s"},
+			{20 * ms, fail(errDenied), "False OK, again 4.96s"},
+			{4 * s, fail(errBroken), "False OK, again 960ms"},
+			{20 * ms, see(), "False OK"},
+			{s, fail(errBroken), "False OK, again 5s"},
+		}},
+		{name: "Unknown exactly at its end, and until a look succeeds", rules: slow, steps: []step{
+			{s, fail(errBroken), "False OK, again 5s"},
+			{5*s - 1, fail(errBroken), "False OK, again 1ns"},
+			{1, fail(errDenied), "Unknown PermissionDenied, blinded PermissionDenied False>Unknown"},
+			{20 * ms, fail(errBroken), "Unknown ProbeFailed"},
+			{20 * ms, see(), "False OK, restored OK Unknown>False"},
+			{20 * ms, fail(errBroken), "False OK, again 5s"},
+		}},
+		{name: "what stood stands", rules: slow, steps: []step{
+			{0, see("Bad"), "True Bad, raised Bad False>True"},
+			{20 * ms, unableTo("Bad"), "True Bad, again 5s"},
+			{20 * ms, fail(errBroken), "True Bad, again 4.98s"},
+			{20 * ms, unableTo("Bad"), "True Bad, again 4.96s"},
+			{20 * ms, see("Bad"), "True Bad"},
+			{20 * ms, unableTo("Bad"), "True Bad, again 5s"},
+			{5 * s, unableTo("Bad"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
+			{20 * ms, unableTo("Bad"), "Unknown ProbeFailed"},
+			{20 * ms, see("Bad"), "True Bad, raised Bad Unknown>True"},
+		}},
+		{name: "a verdict is not delayed", rules: slow, steps: []step{
+			{s, fail(errBroken), "False OK, again 5s"},
+			{20 * ms, see("Bad"), "True Bad, raised Bad False>True"},
+			{20 * ms, fail(errBroken), "True Bad, again 5s"},
+			{20 * ms, see(), "False OK, cleared Bad True>False"},
+		}},
+		{name: "the first look of all does not wait", rules: slow, fresh: true, steps: []step{
+			{0, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed >Unknown"},
+			{20 * ms, fail(errDenied), "Unknown PermissionDenied"},
+			{20 * ms, see(), "False OK, restored OK Unknown>False"},
+		}},
+		{name: "nor does who is starved, and it stays Unknown", rules: slow, steps: []step{
+			{0, see("Bad"), "True Bad, raised Bad False>True"},
+			{s, fail(errStarved), "Unknown AgentStarved, blinded AgentStarved True>Unknown"},
+			{20 * ms, fail(errBroken), "Unknown ProbeFailed"},
+			{20 * ms, unableTo("Bad"), "Unknown ProbeFailed"},
+		}},
+	})
+
+	t.Run("a deadline that is waited for is part of it", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.rules = &slow
+		timedOut := func(took time.Duration, want string) {
+			t.Helper()
+			began := w.now
+			w.sleep(took)
+			l := fail(errTimedOut)
+			l.at = began
+			happened, again := w.foldAsIs(l)
+			if got := tellAll(&w.state, happened, again); got != want {
+				t.Errorf("got  %s\nwant %s", got, want)
+			}
+		}
+		w.fold(see())
+		w.sleep(s)
+		timedOut(4*s, "False OK, again 1s")
+		timedOut(4*s, "Unknown ProbeTimedOut, blinded ProbeTimedOut False>Unknown")
+		w.fold(see())
+		w.sleep(s)
+		timedOut(6*s, "False OK, again 1ns") // one look is one look: the next decides, at once
+		timedOut(4*s, "Unknown ProbeTimedOut, blinded ProbeTimedOut False>Unknown")
 	})
 }
 
@@ -219,7 +298,7 @@ func TestNotJudged(t *testing.T) {
 	tellStories(t, []story{
 		{name: "is not clean: what stood stands, then is Unknown", steps: []step{
 			{0, see("Bad"), "True Bad, raised Bad False>True"},
-			{s, unableTo("Bad: no right"), "True Bad"},
+			{s, unableTo("Bad: no right"), "True Bad, again 1s"},
 			{s, unableTo("Bad: no right"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, unableTo("Bad: no right"), "Unknown ProbeFailed"},
 			{s, see(), "False OK, restored OK Unknown>False"},
@@ -232,25 +311,25 @@ func TestNotJudged(t *testing.T) {
 			{0, see("Bad"), "True Bad, raised Bad False>True"},
 			{s, unableTo("Badly: no right"), "False OK, cleared Bad True>False"},
 		}},
-		{name: "counts looks in a row", steps: []step{
+		{name: "starts anew once it is seen", steps: []step{
 			{0, see("Bad"), "True Bad, raised Bad False>True"},
-			{s, unableTo("Bad"), "True Bad"}, {s, see("Bad"), "True Bad"}, {s, unableTo("Bad"), "True Bad"},
+			{s, unableTo("Bad"), "True Bad, again 1s"}, {s, see("Bad"), "True Bad"}, {s, unableTo("Bad"), "True Bad, again 1s"},
 		}},
 		{name: "stays True for another that is seen", steps: []step{
 			{0, see("Bad", "Poor"), "True Bad, raised Bad False>True, raised Poor"},
-			{s, unableTo("Bad", "Poor"), "True Bad"},
+			{s, unableTo("Bad", "Poor"), "True Bad, again 1s"},
 			{s, unableTo("Bad", "Poor"), "True Poor"},
 			{s, unableTo("Bad"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, see("Bad"), "True Bad, raised Bad Unknown>True"},
 		}},
 		{name: "is not raised when another ends the blindness", steps: []step{
 			{0, see("Bad", "Poor"), "True Bad, raised Bad False>True, raised Poor"},
-			{s, fail(errBroken), "True Bad"}, {s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
+			{s, fail(errBroken), "True Bad, again 1s"}, {s, fail(errBroken), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
 			{s, unableTo("Bad", "Poor"), "True Poor, raised Poor Unknown>True"},
 			{s, see("Bad", "Poor"), "True Bad, raised Bad"},
 		}},
 		{name: "info that cannot be judged is nobody's worry", steps: []step{
-			{0, see("Note"), "False OK"}, {s, unableTo("Note"), "False OK"}, {s, unableTo("Note"), "False OK"}, {s, unableTo("Note"), "False OK"},
+			{0, see("Note"), "False OK"}, {s, unableTo("Note"), "False OK, again 1s"}, {s, unableTo("Note"), "False OK"}, {s, unableTo("Note"), "False OK"},
 		}},
 	})
 }
@@ -269,14 +348,14 @@ func TestHoldAndClear(t *testing.T) {
 		}},
 		{name: "failed and blind looks do not extend it, and do not end it", steps: []step{
 			{0, see("Slow"), "False OK, again 30s"},
-			{20 * s, fail(errBroken), "False OK"},
+			{20 * s, fail(errBroken), "False OK, again 1s"},
 			{5 * s, see("Slow"), "False OK, again 5s"},
-			{2 * s, unableTo("Slow"), "False OK"},
-			{4 * s, fail(errBroken), "False OK"},
+			{2 * s, unableTo("Slow"), "False OK, again 1s"},
+			{4 * s, fail(errBroken), "False OK, again 1s"},
 			{s, see("Slow"), "True Slow, raised Slow False>True"},
 		}},
 		{name: "seen beside an error goes on", steps: []step{
-			{0, see("Slow"), "False OK, again 30s"}, {30 * s, fail(errBroken, "Slow"), "True Slow, raised Slow False>True"},
+			{0, see("Slow"), "False OK, again 30s"}, {30 * s, fail(errBroken, "Slow"), "True Slow, raised Slow False>True, again 1s"},
 		}},
 		{name: "each subject and id has its own", steps: []step{
 			{0, see("Slow/a"), "False OK, again 30s"},
@@ -374,11 +453,11 @@ func TestRulesChange(t *testing.T) {
 		rules        Rules
 		then, failed string
 	}{
-		{"waived", Rules{Waivers: []Waiver{{Reason: "Bad"}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
-		{"off", Rules{Reasons: map[string]ReasonRule{"Bad": {Off: true}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
-		{"info", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Info}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False"},
-		{"a longer hold keeps what stands", Rules{Reasons: map[string]ReasonRule{"Bad": {Hold: new(time.Hour)}}}, "True Bad", "True Bad"},
-		{"another severity", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Warning}}}, "True Bad", "True Bad"},
+		{"waived", Rules{Waivers: []Waiver{{Reason: "Bad"}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False, again 1s"},
+		{"off", Rules{Reasons: map[string]ReasonRule{"Bad": {Off: true}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False, again 1s"},
+		{"info", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Info}}}, "False OK, cleared Bad True>False", "False OK, cleared Bad True>False, again 1s"},
+		{"a longer hold keeps what stands", Rules{Reasons: map[string]ReasonRule{"Bad": {Hold: new(time.Hour)}}}, "True Bad", "True Bad, again 1s"},
+		{"another severity", Rules{Reasons: map[string]ReasonRule{"Bad": {Severity: probes.Warning}}}, "True Bad", "True Bad, again 1s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -395,7 +474,7 @@ func TestRulesChange(t *testing.T) {
 				if got := w.line(next); got != want {
 					t.Errorf("%s look: got %s, want %s", look, got, want)
 				}
-				if _, after, _ := strings.Cut(want, ","); after != "" {
+				if strings.Contains(want, "cleared") {
 					w.sleep(s)
 					if got := w.line(see("Bad")); got != "False OK" {
 						t.Errorf("the look after it: %s", got)
@@ -418,7 +497,7 @@ func TestAttribution(t *testing.T) {
 			{s, see("Traced"), "True Traced, raised Traced False>True"},
 		}},
 		{name: "a failed look is no clean look", did: did(s, "ns/a"), steps: []step{
-			{2 * s, fail(errBroken), "False OK"}, {s, see("Traced"), "True Traced, raised Traced False>True by pod ns/a"},
+			{2 * s, fail(errBroken), "False OK, again 1s"}, {s, see("Traced"), "True Traced, raised Traced False>True by pod ns/a"},
 		}},
 		{name: "somebody before the first look of all", fresh: true, did: did(-30*m, "ns/a"), steps: []step{{0, see("Traced"), "True Traced, raised Traced >True by pod ns/a"}}},
 		{name: "whoever did it keeps it through the hold", did: did(0, "ns/a"),
@@ -503,7 +582,7 @@ func TestAttribution(t *testing.T) {
 		w.fold(see("Traced"))
 		w.expect(m, with(see("Traced"), func(f *probes.Finding) { f.Observed = "2" }), "True Traced")
 		w.journal.did(w.now.Mono, "it", "ns/b")
-		w.expect(s, unableTo("Traced"), "True Traced")
+		w.expect(s, unableTo("Traced"), "True Traced, again 1s")
 		if got := w.state.Condition.Message; got != "it is 2, want 1; by pod ns/a; acts: you" {
 			t.Error(got)
 		}

@@ -46,6 +46,50 @@ func TestStorm(t *testing.T) {
 	}, p)
 }
 
+// TestFailingInAStorm holds that on a node that moves all the time looks that fail
+// for a moment are not told, and those that go on failing are told in time.
+func TestFailingInAStorm(t *testing.T) {
+	t.Parallel()
+	p := newListener("test")
+	inBubble(t, func(r *rig) {
+		r.start()
+		h := <-p.hearer
+		storm := func(d time.Duration) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+				h.Changed()
+			}
+		}
+		storm(time.Second)
+		p.set(fail(errBroken))
+		storm(3 * time.Second)
+		p.set(see())
+		storm(time.Second)
+		r.told("restored OK >False")
+		p.set(fail(errBroken))
+		storm(p.spec.Every - time.Second)
+		r.says("TestDrift", "False OK")
+		storm(2 * time.Second)
+		r.says("TestDrift", "Unknown ProbeFailed").told("restored OK >False", "blinded ProbeFailed False>Unknown")
+	}, p)
+}
+
+// TestFailingAtRest holds that nobody waits longer than a period for Unknown on a
+// node on which nothing wakes the probe.
+func TestFailingAtRest(t *testing.T) {
+	t.Parallel()
+	p := newFake("test")
+	inBubble(t, func(r *rig) {
+		r.start()
+		p.set(fail(errBroken))
+		failing := func() bool { return r.condition("TestDrift").Error != "" }
+		for !failing() {
+			r.wait(time.Millisecond)
+		}
+		r.wait(p.spec.Every-10*time.Millisecond).says("TestDrift", "False OK")
+		r.wait(20*time.Millisecond).says("TestDrift", "Unknown ProbeFailed")
+	}, p)
+}
+
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	p, q := newFake("test"), newFake("other")

@@ -74,20 +74,21 @@ type kept struct {
 	Confirmed    bool            `json:"confirmed,omitzero"`
 	Raised       time.Duration   `json:"raised,omitzero"`
 	CleanAt      time.Duration   `json:"cleanAt,omitzero"`
-	Blind        int             `json:"blind,omitzero"`
+	Blind        time.Duration   `json:"blindSince,omitzero"`
+	Dark         bool            `json:"dark,omitzero"`
 	Actor        *Actor          `json:"actor,omitempty"`
 }
 
 func keep(s *standing) kept {
 	f := &s.F
 	return kept{f.Reason, f.ID, f.Subject, f.Message, f.Observed, f.Wanted, f.Source, f.Severity, f.Hold, f.Trace, f.Consequences,
-		s.First, s.Gone, s.Confirmed, s.Raised, s.CleanAt, s.Blind, s.Actor}
+		s.First, s.Gone, s.Confirmed, s.Raised, s.CleanAt, s.Blind, s.Dark, s.Actor}
 }
 
 // standing is what was kept, bounded anew: the file may have been damaged. It is
 // nil when its times are not of this boot's past.
 func (k *kept) standing(now Instant) *standing {
-	for _, t := range []time.Duration{k.First.Mono, k.Gone, k.Raised, k.CleanAt} {
+	for _, t := range []time.Duration{k.First.Mono, k.Gone, k.Raised, k.CleanAt, k.Blind} {
 		if t < 0 || t > now.Mono {
 			return nil
 		}
@@ -97,7 +98,7 @@ func (k *kept) standing(now Instant) *standing {
 	if f.Message+f.Observed+f.Wanted == "" {
 		f.Message = f.Subject + " stood before the agent was restarted"
 	}
-	s := &standing{F: f, First: k.First, Gone: k.Gone, Confirmed: k.Confirmed, Raised: k.Raised, CleanAt: k.CleanAt, SeenAt: max(k.Raised, k.First.Mono), Blind: max(k.Blind, 0)}
+	s := &standing{F: f, First: k.First, Gone: k.Gone, Confirmed: k.Confirmed, Raised: k.Raised, CleanAt: k.CleanAt, SeenAt: max(k.Raised, k.First.Mono), Blind: k.Blind, Dark: k.Dark}
 	if k.Actor != nil {
 		a := *k.Actor
 		for _, t := range []*string{&a.Comm, &a.Unit, &a.Pod, &a.Container} {
@@ -178,7 +179,7 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 	c := &l.state.Condition
 	c.Status, c.Reason, c.Message = p.Status, clean(p.Reason, maxField), clean(p.Message, maxMessage)
 	c.LastTransitionTime, c.LastCheckTime = p.LastTransitionTime, p.LastGood.Wall
-	c.Findings, _ = l.state.findings(l.sub, rules, l.sub.spec.UnknownAfter, now)
+	c.Findings, _ = l.state.findings(l.sub, rules, now)
 	for i := range c.Findings {
 		c.Findings[i].known = c.Status == True && c.Findings[i].drifts()
 	}

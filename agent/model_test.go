@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -32,9 +33,22 @@ type record struct {
 // A past is all looks since boot, the youngest last. Whatever it is asked, it
 // answers by going through all of them again: slow, and with nothing to forget.
 type past struct {
-	looks        []record
-	unknownAfter int
-	fates        []fate // of the catalogue's reasons, after the last look
+	looks  []record
+	period time.Duration // the probe's own
+	fates  []fate        // of the catalogue's reasons, after the last look
+}
+
+// lasts tells whether it has been going on for a period from one look to another,
+// which need be no time at all when the agent is starved.
+func (p *past) lasts(from, to int) bool {
+	last := &p.looks[to]
+	return last.starved || last.at-p.looks[from].at >= cmp.Or(last.rules.Every["test"], p.period)
+}
+
+// waits is how long after the last look it will have been going on for a period.
+func (p *past) waits(from int) time.Duration {
+	last := &p.looks[len(p.looks)-1]
+	return max(p.looks[from].at+cmp.Or(last.rules.Every["test"], p.period)-last.at, 1)
 }
 
 // add appends a look and says what the status is then.
@@ -52,7 +66,8 @@ func (p *past) add(r record) Status {
 type fate struct {
 	here, confirmed bool
 	since, goneAt   time.Duration // goneAt: -1 while it is seen
-	blind           int
+	blind           []int         // looks in a row that could not judge it
+	dark            bool
 }
 
 func (p *past) fate(reason *probes.Reason) (f fate) {
@@ -66,14 +81,15 @@ func (p *past) fate(reason *probes.Reason) (f fate) {
 		case seen && !f.here:
 			f = fate{here: true, since: look.at, goneAt: -1}
 		case seen:
-			f.goneAt, f.blind = -1, 0
+			f.goneAt, f.blind, f.dark = -1, nil, false
 		case !f.here:
 		case look.failed || slices.Contains(look.unjudged, reason.Name):
-			f.blind++
+			f.blind = append(f.blind, i)
+			f.dark = f.dark || p.lasts(f.blind[0], i)
 		case !f.confirmed || wasUnknown:
 			f = fate{}
 		default:
-			if f.blind = 0; f.goneAt < 0 {
+			if f.blind, f.dark = nil, false; f.goneAt < 0 {
 				f.goneAt = look.at
 			}
 			if look.at-f.goneAt >= look.rules.clear(reason) {
@@ -93,22 +109,14 @@ func (p *past) status() Status {
 	if last.withdrawn {
 		return ""
 	}
-	before, succeeded, recalled, failures := Status(""), false, false, 0
+	before, succeeded, recalled := Status(""), false, false
 	for i := range p.looks {
 		look := &p.looks[i]
-		if look.restarted {
-			failures, recalled = 0, true
-		}
-		if failures++; !look.failed {
-			failures, succeeded, recalled = 0, true, false
-		}
+		recalled = look.failed && (recalled || look.restarted)
+		succeeded = succeeded || !look.failed
 		if look != last {
 			before = look.status
 		}
-	}
-	enough := p.unknownAfter
-	if last.starved {
-		enough = 1
 	}
 	stands, unseen := false, false
 	for i := range catalogue {
@@ -119,12 +127,12 @@ func (p *past) status() Status {
 		if !f.confirmed || severity < probes.Warning || last.rules.waived(catalogue[i].Name, "it", nil, last.now) {
 			continue
 		}
-		stands, unseen = stands || f.blind < enough, unseen || f.blind >= enough
+		stands, unseen = stands || !f.dark, unseen || f.dark
 	}
 	switch {
 	case stands:
 		return True
-	case last.failed && (failures >= enough || !succeeded || before == ""):
+	case last.failed && (p.lasts(p.failing(), len(p.looks)-1) || !succeeded || before == ""):
 		return Unknown
 	case last.failed && (before != True || recalled):
 		return before
@@ -134,13 +142,32 @@ func (p *past) status() Status {
 	return False
 }
 
-// due is how long after the last look the next hold, clear time or waiver ends;
-// 0 when none does.
+// failing is the first of the looks of this process that failed in a row; -1 when
+// the last one did not.
+func (p *past) failing() (first int) {
+	for first = len(p.looks) - 1; first > 0 && p.looks[first].failed && p.looks[first-1].failed && !p.looks[first].restarted; first-- {
+	}
+	if !p.looks[first].failed {
+		return -1
+	}
+	return first
+}
+
+// due is how long after the last look the next hold, clear time, waiver or
+// patience ends; 0 when none does.
 func (p *past) due() (due time.Duration) {
-	last := &p.looks[len(p.looks)-1]
+	end := len(p.looks) - 1
+	last := &p.looks[end]
+	if first := p.failing(); first >= 0 && last.status != Unknown && !p.lasts(first, end) {
+		due = p.waits(first)
+	}
 	for i := range catalogue {
 		r := &catalogue[i]
-		if f := p.fates[i]; f.here && f.blind == 0 {
+		f := p.fates[i]
+		if f.here && len(f.blind) > 0 && !f.dark && last.status != Unknown {
+			due = sooner(due, p.waits(f.blind[0]))
+		}
+		if f.here && len(f.blind) == 0 {
 			if !f.confirmed {
 				due = sooner(due, f.since+last.rules.hold(r, 0)-last.at)
 			} else if f.goneAt >= 0 {
@@ -168,7 +195,7 @@ type chance struct {
 func (c *chance) rules() *Rules {
 	r := &Rules{Reasons: map[string]ReasonRule{}}
 	pick := func() string { return catalogue[c.IntN(7)].Name }
-	switch c.IntN(6) {
+	switch c.IntN(7) {
 	case 0:
 		r.Reasons[pick()] = ReasonRule{Off: true}
 	case 1:
@@ -179,6 +206,8 @@ func (c *chance) rules() *Rules {
 		r.Waivers = []Waiver{{Reason: pick()}}
 	case 4:
 		r.Waivers = []Waiver{{Reason: pick(), Until: until(time.Duration(c.IntN(600)) * time.Second)}, {Reason: pick(), Subject: "other"}}
+	case 5:
+		r.Every = map[string]time.Duration{"test": 30 * time.Second}
 	}
 	return r
 }
@@ -260,8 +289,8 @@ type life struct {
 
 func newLife(t *testing.T, seed uint64) *life {
 	l := &life{t: t, seed: seed, chance: &chance{rand.New(rand.NewPCG(seed, 1)), map[string]bool{}}, world: newWorld(t), raised: map[string]bool{}}
-	l.past.unknownAfter = 1 + int(seed%3)
-	l.world.sub.spec.UnknownAfter = l.past.unknownAfter
+	l.past.period = []time.Duration{time.Second, 5 * time.Second, time.Minute}[seed%3]
+	l.world.sub.spec.Every = l.past.period
 	l.somebody = seed/8%2 == 1
 	l.world.nobody = !l.somebody
 	return l

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -52,6 +53,17 @@ func (r *Rules) every(spec *probes.Spec) time.Duration {
 		return d
 	}
 	return spec.Every
+}
+
+// patience is how long nobody may be able to look before it is said: the probe's
+// period, so that a node at rest is looked at twice. On a node that moves looks
+// follow each other within milliseconds, and what fails in several of them may be
+// a daemon that restarts.
+func (r *Rules) patience(sub *subject, err error) time.Duration {
+	if errors.Is(err, errStarved) || r.CountHeld {
+		return 0
+	}
+	return r.every(&sub.spec)
 }
 
 // counts tells whether a finding turns its condition True under these rules.

@@ -111,8 +111,11 @@ type world struct {
 }
 
 // newWorld is one in which an hour has passed since boot, and nothing was seen.
+// Its probe looks each second: looks that fail a second apart fail for long.
 func newWorld(t testing.TB) *world {
-	return &world{t: t, sub: testSubject(), rules: &Rules{}, journal: diary{}, now: Instant{Wall: epoch, Mono: time.Hour}}
+	w := &world{t: t, sub: testSubject(), rules: &Rules{}, journal: diary{}, now: Instant{Wall: epoch, Mono: time.Hour}}
+	w.sub.spec.Every = time.Second
+	return w
 }
 
 // sleep lets time pass.
@@ -122,6 +125,12 @@ func (w *world) sleep(d time.Duration) { w.now = Instant{w.now.Wall.Add(d), w.no
 func (w *world) fold(l looked) ([]Happening, time.Duration) {
 	w.t.Helper()
 	l.at = w.now
+	return w.foldAsIs(l)
+}
+
+// foldAsIs takes in a look that began when it says.
+func (w *world) foldAsIs(l looked) ([]Happening, time.Duration) {
+	w.t.Helper()
 	old, before := w.state, deepCopy(&w.state)
 	var journal Journal
 	if !w.nobody {

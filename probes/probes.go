@@ -93,11 +93,10 @@ type Spec struct {
 	Condition string // NodeCondition type, True = drift; "" when the probe reports occurrences only
 	Healthy   string // the condition's reason while False
 
-	Every   time.Duration // longest time between two looks
+	// Every is the longest time between two looks, and how long looks must have
+	// failed before the condition is Unknown; the first look of all counts at once.
+	Every   time.Duration
 	Timeout time.Duration // deadline of one look
-	// UnknownAfter is how many failed looks in a row turn the condition Unknown;
-	// 0 means 2. The first look of all counts at once.
-	UnknownAfter int
 
 	Reasons []Reason
 	Metrics []Metric
