@@ -42,7 +42,8 @@ func (d *detector) census() ([]blocked, error) {
 }
 
 // readCensus reads the same from /proc, which takes some milliseconds instead of
-// microseconds and no right. Processes that end meanwhile are not there.
+// microseconds and no right. Processes that end meanwhile are not there. None of
+// the files waits for a lock of the process's own: many that are read here hang.
 func readCensus(proc string) (all []blocked) {
 	names, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "comm")) // the pattern is right
 	for _, name := range names {

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -150,4 +154,103 @@ func TestCatalogueIsComplete(t *testing.T) {
 			}
 		}
 	}
+}
+
+// opensFiles are the functions by which a path is opened, listed or changed.
+var opensFiles = map[string][]string{
+	"os": {"Open", "OpenFile", "OpenRoot", "OpenInRoot", "ReadFile", "ReadDir", "DirFS", "Stat", "Lstat", "Readlink", "Create", "WriteFile",
+		"Mkdir", "MkdirAll", "MkdirTemp", "CreateTemp", "Remove", "RemoveAll", "Rename", "Symlink", "Link", "Chmod", "Truncate", "CopyFS"},
+	"path/filepath":         {"Glob", "Walk", "WalkDir", "EvalSymlinks"},
+	"syscall":               {"Open", "Openat", "Stat", "Lstat", "Readlink", "Statfs"},
+	"golang.org/x/sys/unix": {"Open", "Openat", "Openat2", "Stat", "Lstat", "Statx", "Fstatat", "Readlink", "Readlinkat", "Statfs", "Unlink", "Rename", "Mkdir"},
+}
+
+// notOfTheNode are the functions outside probes/host that open files, and why they
+// may: what they open is the agent's own, or the kernel's.
+var notOfTheNode = map[string]string{
+	"cmd/internal/lock/lock.go allow":    "the agent's own folder, to keep it writable",
+	"cmd/internal/lock/lock.go Try":      "a file of the agent's own process",
+	"cmd/nodedrift/config.go loadConfig": "the agent's configuration",
+	"cmd/nodedrift/pod.go ownPod":        "the pod's own token",
+	"cmd/nodedrift/self.go threads":      "the agent's own threads",
+	"cmd/nodedrift/state.go Load":        "the agent's own folder",
+	"cmd/nodedrift/state.go Save":        "the agent's own folder",
+	"cmd/nodedrift/state.go lockState":   "the agent's own folder",
+	"probes/azurecni/slow.go counters":   "the network namespace of the agent's own thread",
+	"bpf/detector.go newLoader":          "the kernel's types, and the agent's own namespaces",
+	"bpf/tracer.go explain":              "whether the kernel is locked down",
+	"bpf/tracer.go try":                  "a sysctl of the agent's namespace: its read is the event that is waited for",
+	"bpf/cgroup.go findTrees":            "the agent's own mounts",
+	"bpf/cgroup.go openTree":             "cgroupfs, which holds nothing but what the kernel made",
+	"bpf/cgroup.go read":                 "cgroupfs, which holds nothing but what the kernel made",
+	"bpf/census.go readCensus":           "procfs: none of these files waits for a lock of the process's own",
+	"bpf/census.go readThread":           "procfs: none of these files waits for a lock of the process's own",
+}
+
+// Files of the node are opened through probes/host alone, which bounds how far it
+// follows links, what it opens, how much it reads and how long it waits.
+func TestHostFilesOnlyThroughHost(t *testing.T) {
+	t.Parallel()
+	met := map[string]bool{}
+	for _, pkg := range deps(t, module+"/cmd/nodedrift") {
+		dir, ours := strings.CutPrefix(pkg, module+"/")
+		if !ours || dir == "probes/host" {
+			continue
+		}
+		files, err := filepath.Glob("../../" + dir + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			for _, f := range openers(t, name) {
+				where := dir + "/" + filepath.Base(name) + " " + f.in
+				if met[where] = true; notOfTheNode[where] == "" {
+					t.Errorf("%s calls %s: files of the node are opened through probes/host", where, f.calls)
+				}
+			}
+		}
+	}
+	for where := range notOfTheNode {
+		if !met[where] {
+			t.Errorf("%s opens nothing any more", where)
+		}
+	}
+}
+
+// An opener is a function that opens a file.
+type opener struct{ in, calls string }
+
+func openers(t *testing.T, name string) (list []opener) {
+	t.Helper()
+	file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	imported := map[string]string{}
+	for _, i := range file.Imports {
+		p := strings.Trim(i.Path.Value, `"`)
+		local := path.Base(p)
+		if i.Name != nil {
+			local = i.Name.Name
+		}
+		imported[local] = p
+	}
+	for _, d := range file.Decls {
+		in := "a variable"
+		if f, ok := d.(*ast.FuncDecl); ok {
+			in = f.Name.Name
+		}
+		ast.Inspect(d, func(n ast.Node) bool {
+			if s, ok := n.(*ast.SelectorExpr); ok {
+				if x, ok := s.X.(*ast.Ident); ok && slices.Contains(opensFiles[imported[x.Name]], s.Sel.Name) {
+					list = append(list, opener{in, imported[x.Name] + "." + s.Sel.Name})
+				}
+			}
+			return true
+		})
+	}
+	return list
 }

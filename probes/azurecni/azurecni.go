@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +60,7 @@ type tree interface {
 	ReadDir(name string) ([]fs.DirEntry, error)
 	Stat(name string) (fs.FileInfo, error)
 	Lstat(name string) (fs.FileInfo, error)
+	OpenNetNS(name string) (*os.File, error)
 	Watch(ctx context.Context, l host.Listener, paths ...string) error
 }
 
@@ -73,7 +75,7 @@ type netstack interface {
 	lookup(ip netip.Addr) (route, error)
 	neighLimits() neighLimits
 	counters() counters
-	podGateways(pods []netnsPlace) []podGateway
+	podGateways(root tree, pods []netnsPlace) []podGateway
 	ebtables() *bridgeRules
 }
 
@@ -250,7 +252,7 @@ func (p *Probe) judge(at time.Time) probes.Look {
 		p.lookups[ip] = lookup{r, err}
 	}
 	if p.config.PodGateway && v.mode == transparent && v.unknown == "" {
-		v.gateways = p.kernel.podGateways(v.netnsPlaces())
+		v.gateways = p.kernel.podGateways(p.root, v.netnsPlaces())
 	}
 	if p.config.Ebtables && v.mode&anyBridge != 0 {
 		v.rules = p.kernel.ebtables()

@@ -60,6 +60,9 @@ func TestPodGateway(t *testing.T) {
 	l.must(err)
 	pod := l.add()
 	pod.netns = namespaces + "/" + name
+	l.file(pod.netns, "")
+	l.must(unix.Mount(pod.netns, l.root+pod.netns, "", unix.MS_BIND, ""), os.WriteFile(l.root+namespaces+"/left-behind", nil, 0o644))
+	t.Cleanup(func() { _ = unix.Unmount(l.root+pod.netns, unix.MNT_DETACH) })
 	l.write()
 	l.settle()
 	end := l.end(pod)
@@ -94,8 +97,11 @@ func TestPodGateway(t *testing.T) {
 			check("repaired")
 		}
 	}
-	for _, name := range []string{"", "/etc/passwd", "/run/netns/../../etc/passwd", "/proc/1/ns/net"} {
-		if err := enter(name); err == nil {
+	files, err := host.OpenRoot(l.root)
+	l.must(err)
+	defer files.Close()
+	for _, name := range []string{"", "/etc/passwd", "/run/netns/../../etc/passwd", "/proc/1/ns/net", namespaces + "/left-behind", namespaces + "/gone"} {
+		if err := enter(files, name); err == nil {
 			t.Errorf("entered %q", name)
 		}
 	}
@@ -282,6 +288,7 @@ func TestNotApplicable(t *testing.T) {
 type memoryTree struct{ fstest.MapFS }
 
 func (memoryTree) Watch(context.Context, host.Listener, ...string) error { return nil }
+func (memoryTree) OpenNetNS(string) (*os.File, error)                    { return nil, errors.ErrUnsupported }
 
 // TestModes reads the conflists of AKS.
 func TestModes(t *testing.T) {

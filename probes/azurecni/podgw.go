@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path"
 	"runtime"
 	"strings"
@@ -46,20 +45,18 @@ func (v *view) netnsPlaces() []netnsPlace {
 	return list
 }
 
-// hostRoots are where the node's root may be mounted for the agent.
-var hostRoots = []string{"", "/host", "/proc/1/root"}
-
+// namespaces is where network namespaces have names (ip-netns(8)).
 const namespaces = "/run/netns"
 
 // podGateways implements [netstack]: it enters each pod's network namespace in a
 // thread that is thrown away. It needs SYS_ADMIN.
-func (k *kernel) podGateways(pods []netnsPlace) []podGateway {
+func (k *kernel) podGateways(root tree, pods []netnsPlace) []podGateway {
 	found := make([]podGateway, len(pods))
 	var names map[int32]string
 	var err error
 	for i, p := range pods {
 		if p.path == "" && p.id >= 0 && names == nil && err == nil {
-			names, err = k.nameNetNS()
+			names, err = k.nameNetNS(root)
 		}
 		switch found[i].netns = cmp.Or(p.path, names[p.id]); {
 		case found[i].netns != "":
@@ -75,7 +72,7 @@ func (k *kernel) podGateways(pods []netnsPlace) []podGateway {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		for i := range found {
 			if found[i].err == nil {
-				found[i].read()
+				found[i].read(root)
 			}
 		}
 	}()
@@ -85,19 +82,19 @@ func (k *kernel) podGateways(pods []netnsPlace) []podGateway {
 
 // nameNetNS finds the names of network namespaces by the ids that this one has
 // for them. Those that have gone meanwhile, and what is none, have no id.
-func (k *kernel) nameNetNS() (map[int32]string, error) {
-	root, entries, err := listNetNS()
+func (k *kernel) nameNetNS(root tree) (map[int32]string, error) {
+	entries, err := root.ReadDir(namespaces[1:])
 	if err != nil {
 		return nil, err
 	}
 	names := make(map[int32]string, len(entries))
 	for _, e := range entries[:min(len(entries), maxEndpoints)] {
-		fd, err := openNetNS(root, e.Name())
+		f, err := root.OpenNetNS(namespaces[1:] + "/" + e.Name())
 		if err != nil {
 			continue
 		}
-		id, err := k.netnsID(fd)
-		unix.Close(fd)
+		id, err := k.netnsID(int(f.Fd()))
+		f.Close()
 		if err != nil {
 			return nil, err
 		}
@@ -106,16 +103,6 @@ func (k *kernel) nameNetNS() (map[int32]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// listNetNS lists the names of network namespaces, and says below which root.
-func listNetNS() (root string, entries []os.DirEntry, err error) {
-	for _, root = range hostRoots {
-		if entries, err = os.ReadDir(root + namespaces); len(entries) > 0 {
-			return root, entries, nil
-		}
-	}
-	return root, nil, err
 }
 
 // netnsID is the id that this network namespace has for another one
@@ -144,8 +131,8 @@ func (k *kernel) netnsID(fd int) (id int32, err error) {
 }
 
 // read looks into the network namespace.
-func (g *podGateway) read() {
-	if g.err = enter(g.netns); g.err != nil {
+func (g *podGateway) read(root tree) {
+	if g.err = enter(root, g.netns); g.err != nil {
 		return
 	}
 	k := newKernel()
@@ -167,30 +154,20 @@ func (g *podGateway) read() {
 }
 
 // enter moves the calling thread into a network namespace below /run/netns.
-func enter(netns string) error {
+func enter(root tree, netns string) error {
 	clean := path.Clean("/" + netns)
 	if !strings.HasPrefix(clean, namespaces+"/") && !strings.HasPrefix(clean, "/var"+namespaces+"/") {
 		return fmt.Errorf("%q is no network namespace", netns)
 	}
-	var last error
-	for _, root := range hostRoots {
-		fd, err := openNetNS(root, path.Base(clean))
-		if err != nil {
-			last = err
-			continue
-		}
-		err = unix.Setns(fd, unix.CLONE_NEWNET)
-		unix.Close(fd)
-		if err != nil {
-			return fmt.Errorf("enter %s: %w", clean, err)
-		}
-		return nil
+	f, err := root.OpenNetNS(namespaces[1:] + "/" + path.Base(clean))
+	if err != nil {
+		return fmt.Errorf("enter a network namespace: %w", err)
 	}
-	return fmt.Errorf("enter %s: %w", clean, last)
-}
-
-func openNetNS(root, name string) (fd int, err error) {
-	return unix.Open(root+namespaces+"/"+name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter %s: %w", clean, err)
+	}
+	return nil
 }
 
 // gatewayInPod is T-POD-GW. A pod whose namespace is not known, is shared by

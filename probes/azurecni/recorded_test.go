@@ -231,7 +231,7 @@ func (r *recorded) counters() counters {
 	return counters{rpf: uint64(r.set["rpf_drops"]), insertFailed: uint64(r.set["insert_failed"]), tracks: true}
 }
 
-func (r *recorded) podGateways(pods []netnsPlace) []podGateway {
+func (r *recorded) podGateways(_ tree, pods []netnsPlace) []podGateway {
 	found := make([]podGateway, len(pods))
 	for i, p := range pods {
 		g, ok := r.gws[p.path]

@@ -66,7 +66,9 @@ type counters struct {
 }
 
 // counters implements [netstack]. Without connection tracking none of it fails;
-// a counter of a kernel that tracks and does not tell is not known.
+// a counter of a kernel that tracks and does not tell is not known. What it reads
+// is of the agent's own thread, in whose network namespace it looks: no file of
+// the node's.
 func (k *kernel) counters() (c counters) {
 	const (
 		netstat = "thread-self/net/netstat"

@@ -115,8 +115,8 @@ func (k *muteStack) neighLimits() neighLimits {
 	return k.netstack.neighLimits()
 }
 
-func (k *muteStack) podGateways([]netnsPlace) []podGateway { return k.gateways }
-func (k *muteStack) ebtables() *bridgeRules                { return &bridgeRules{err: k.rules} }
+func (k *muteStack) podGateways(tree, []netnsPlace) []podGateway { return k.gateways }
+func (k *muteStack) ebtables() *bridgeRules                      { return &bridgeRules{err: k.rules} }
 
 // TestUnreadIsNotJudged leaves out one source after the other: nothing is found
 // for want of it, and its reason is not judged.

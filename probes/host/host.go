@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,10 @@ type Files interface {
 	fs.StatFS
 	fs.ReadDirFS
 	fs.ReadLinkFS
+
+	// OpenNetNS opens the network namespace that is mounted at a path, to be
+	// entered or asked about. It must be closed.
+	OpenNetNS(name string) (*os.File, error)
 
 	// Watch calls l.Changed once when it listens, and then after something at
 	// one of the paths was created, written, renamed, removed or had its
