@@ -31,7 +31,8 @@ type loop struct {
 
 	wake  chan struct{}
 	rules chan *Rules
-	saw   chan probes.Occurrence
+	saw   chan heard
+	late  chan heard // whose actor was waited for
 
 	state  state
 	strain Strain // as last read
@@ -67,7 +68,7 @@ type stat struct {
 var results = [6]string{"ok", "failed", "timeout", "denied", "starved", "notapplicable"}
 
 func newLoop(a *Agent, p probes.Probe) *loop {
-	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan probes.Occurrence, 64)}
+	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan heard, 64), late: make(chan heard, 64)}
 	l.log = a.cfg.Log.With("probe", l.sub.spec.Name)
 	l.state.Condition = Condition{Type: l.sub.spec.Condition, Probe: l.sub.spec.Name}
 	if _, ok := p.(probes.Watcher); ok {
@@ -87,8 +88,12 @@ func (l *loop) Changed() {
 
 // Saw implements [probes.Hearer].
 func (l *loop) Saw(o probes.Occurrence) {
+	l.pass(l.saw, heard{o, l.agent.now()})
+}
+
+func (l *loop) pass(on chan<- heard, o heard) {
 	select {
-	case l.saw <- o:
+	case on <- o:
 	default:
 		l.Lost(l.sub.spec.Name, 1)
 	}
@@ -167,7 +172,10 @@ func (l *loop) run(ctx context.Context) {
 			return
 		case rules = <-l.rules:
 		case o := <-l.saw:
-			l.occurred(rules, o)
+			l.occurred(rules, o, false)
+			continue
+		case o := <-l.late:
+			l.occurred(rules, o, true)
 			continue
 		case <-l.wake:
 			if gap := last + minGap - l.agent.now().Mono; last != 0 && gap > 0 {
@@ -321,8 +329,18 @@ func visible(a, b *state) bool {
 	return false
 }
 
+// heard is an occurrence and when it was heard.
+type heard struct {
+	probes.Occurrence
+	at Instant
+}
+
+// lateName is how long an occurrence waits for its actor: the two are heard in
+// different ways, and either may come first.
+const lateName = 100 * time.Millisecond
+
 // occurred tells of something that left no state.
-func (l *loop) occurred(rules *Rules, o probes.Occurrence) {
+func (l *loop) occurred(rules *Rules, o heard, late bool) {
 	reason := l.sub.reasons[o.Reason]
 	if reason == nil || !reason.Happens {
 		l.log.Error("the probe has no such occurrence", "reason", clean(o.Reason, maxField))
@@ -332,17 +350,23 @@ func (l *loop) occurred(rules *Rules, o probes.Occurrence) {
 	if off || l.agent.frozen(context.Background()) {
 		return
 	}
-	now := l.agent.now()
 	f := Finding{Reason: reason.Name, Severity: severity, Owner: reason.Owner, Subject: clean(o.Subject, maxField), Message: clean(o.Message, maxField)}
 	if j := l.agent.cfg.Journal; j != nil && o.Trace != (probes.Key{}) {
-		if a, ok := j.Who(o.Trace, now.Mono-lateActor); ok {
+		since := o.Since
+		if since == 0 {
+			since = o.at.Mono - lateActor
+		}
+		if a, ok := j.Who(o.Trace, since); ok {
 			f.Actor = &a
+		} else if !late {
+			time.AfterFunc(lateName, func() { l.pass(l.late, o) })
+			return
 		}
 	}
-	if rules.waived(f.Reason, f.Subject, f.Actor, now.Wall) {
+	if rules.waived(f.Reason, f.Subject, f.Actor, o.at.Wall) {
 		severity = probes.Info
 	}
-	l.agent.tell([]Happening{{Time: now.Wall, Kind: Occurred, Probe: l.sub.spec.Name, Condition: l.sub.spec.Condition, Reason: f.Reason,
+	l.agent.tell([]Happening{{Time: o.at.Wall, Kind: Occurred, Probe: l.sub.spec.Name, Condition: l.sub.spec.Condition, Reason: f.Reason,
 		Severity: severity, Subject: f.Subject, Message: f.line(0), Actor: f.Actor}})
 }
 

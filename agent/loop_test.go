@@ -355,6 +355,37 @@ func TestOccurrences(t *testing.T) {
 	}, p)
 }
 
+// What happened and who did it are heard in either order; nobody waits for long.
+func TestOccurrenceWaitsForItsActor(t *testing.T) {
+	t.Parallel()
+	p := newListener("test")
+	inBubble(t, func(r *rig) {
+		r.cfg.Journal = &r.journal
+		r.start().wait(time.Second)
+		h := <-p.hearer
+		see := func(what string, after time.Duration, o probes.Occurrence, want string) {
+			t.Helper()
+			r.heard.forget()
+			seen := time.Now()
+			h.Saw(o)
+			r.wait(after).told(want)
+			if all := r.heard.all(); len(all) == 1 && !all[0].Time.Equal(seen) {
+				t.Errorf("%s: it happened at %s, want %s", what, all[0].Time, seen)
+			}
+		}
+		boom := probes.Occurrence{Reason: "Boom", Subject: "clock", Trace: probes.Key{Domain: "test", Name: "clock"}}
+		see("nobody", lateName, boom, "occurred Boom")
+		r.journal.did(r.cfg.Mono()+lateName/2, "clock", "ns/late")
+		see("later", lateName, boom, "occurred Boom by pod ns/late")
+		see("before", 0, boom, "occurred Boom by pod ns/late")
+		boom.Since = r.cfg.Mono()
+		see("before it had not happened yet", lateName, boom, "occurred Boom")
+		r.wait(2 * time.Second)
+		r.journal.did(r.cfg.Mono()-1500*time.Millisecond, "clock", "ns/slow")
+		see("after a long gap", 0, boom, "occurred Boom by pod ns/slow")
+	}, p)
+}
+
 func TestOccurrencesUnderRules(t *testing.T) {
 	t.Parallel()
 	p := newListener("test")

@@ -140,6 +140,9 @@ type Occurrence struct {
 	Subject string
 	Message string
 	Trace   Key
+	// Since, on CLOCK_MONOTONIC, is when it had not happened yet: whoever did it did
+	// it later. 0: within the last second.
+	Since time.Duration
 }
 
 // Severity ranks findings; the zero value means "as the catalogue says".

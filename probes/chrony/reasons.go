@@ -151,7 +151,7 @@ var own = []probes.Reason{
 		Meaning:        "The clock was set by more than 50 ms at once, forward or back. One that follows a freeze of the node within a minute is the freeze's and is not told.",
 		Breaks:         "Timers on the wall clock fire early or late, times in logs jump; a step back can make leases and tokens valid again, or not yet.",
 		Confirm:        "journalctl -u chrony -u chronyd -g 'stepped|wrong by'; journalctl -g 'Time jumped|Time has been changed'",
-		Mend:           "Nothing when chronyd did it (makestep): find out why the clock had been wrong. Otherwise find who sets it: date, timedatectl, a pod with CAP_SYS_TIME.",
+		Mend:           "Nothing when chronyd did it (makestep): find out why the clock had been wrong. Otherwise find who sets it: date, timedatectl, a pod with CAP_SYS_TIME; with bpf.clock in the configuration the message names them.",
 		FalsePositives: "AKS's chrony may step at any time (makestep 1.0 -1): that is its policy.",
 		Links:          []string{manual + "#makestep"},
 	},

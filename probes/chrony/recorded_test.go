@@ -247,8 +247,12 @@ func TestWitness(t *testing.T) {
 			w.hear(first)
 			var got []string
 			for _, r := range c.then {
+				before := w.last.mono
 				what, _ := w.hear(r)
 				for _, o := range what {
+					if o.Reason == ClockStepped && o.Since != before {
+						t.Errorf("%s: set since %s, want %s: the reading before", o.Message, o.Since, before)
+					}
 					got = append(got, o.Reason+": "+o.Message)
 				}
 			}

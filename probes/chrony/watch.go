@@ -60,7 +60,7 @@ func (w *witness) hear(r reading) (what []probes.Occurrence, froze bool) {
 		if step < 0 {
 			way = "back"
 		}
-		what = append(what, probes.Occurrence{Reason: ClockStepped, Subject: "clock", Trace: probes.Key{Domain: clockTrace},
+		what = append(what, probes.Occurrence{Reason: ClockStepped, Subject: "clock", Trace: probes.Key{Domain: clockTrace}, Since: last.mono,
 			Message: fmt.Sprintf("the clock was set %s by %s", way, rounded(step.Abs()))})
 	}
 	return what, froze
@@ -140,7 +140,9 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 		case <-tick.C:
 		}
 		tick.Reset(host.ToBeat())
-		now := reading{clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_BOOTTIME), w.last.strain}
+		// A step between the first two is of this reading, and later than its mono.
+		mono, real, boot := clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_BOOTTIME)
+		now := reading{real, mono, boot, w.last.strain}
 		if beats%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
 			now.strain, _ = gauge.Read() // not told: a gap is then taken for a freeze
 		}
