@@ -54,6 +54,7 @@ const (
 	kindSignal
 	kindOOM
 	kindHang
+	kindClock
 )
 
 // A blocked thread: the Go shape of census.bpf.c.

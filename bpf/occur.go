@@ -65,6 +65,8 @@ func (r *rare) heard(e *event) {
 			s.events.Add(1)
 			r.blocked(s.d.Load(), &e.By, 2*time.Minute)
 		}
+	case kindClock:
+		r.clockSet(e)
 	}
 }
 

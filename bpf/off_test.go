@@ -56,7 +56,7 @@ func off(t *testing.T, tr *Tracer, why string) {
 func TestOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		off(t, New(Config{Off: "BPF is off (--bpf=off)", Sysctl: true, Log: slog.New(slog.DiscardHandler)}), "BPF is off (--bpf=off)")
+		off(t, New(Config{Off: "BPF is off (--bpf=off)", Sysctl: true, Clock: true, Log: slog.New(slog.DiscardHandler)}), "BPF is off (--bpf=off)")
 	})
 }
 
@@ -96,5 +96,5 @@ func TestWithoutTypes(t *testing.T) {
 		}
 		return
 	}
-	off(t, New(Config{Root: "/", Sysctl: true, Log: slog.New(slog.DiscardHandler)}), "the kernel does not tell its types (BTF)")
+	off(t, New(Config{Root: "/", Sysctl: true, Clock: true, Log: slog.New(slog.DiscardHandler)}), "the kernel does not tell its types (BTF)")
 }

@@ -47,7 +47,7 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 		if s.Active {
 			active++
 			value = 1
-		} else {
+		} else if s.Asked {
 			why = errors.New(s.Reason)
 			look.NotJudged = append(look.NotJudged, detectorOf[s.Detector]+": detector "+s.Detector+": "+s.Reason+instead[s.Detector])
 		}
@@ -63,7 +63,7 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 func (t *Tracer) instead() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := map[string]string{censusDetector: "; /proc is read instead"}
+	all := map[string]string{censusDetector: "; /proc is read instead", clockDetector: "; it is told without who set it"}
 	if t.logSay != "" {
 		all[oomDetector], all[hangDetector] = "; "+t.logSay, "; "+t.logSay
 	}
@@ -81,7 +81,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 // detectorOf is what a detector's absence leaves untold.
 var detectorOf = map[string]string{
 	sysctlDetector: SysctlWritten, oomDetector: OOMKilled, exitDetector: DaemonKilled, signalDetector: DaemonKilled,
-	hangDetector: TaskHung, censusDetector: TaskHung, tcpDetector: TunnelReset,
+	hangDetector: TaskHung, censusDetector: TaskHung, tcpDetector: TunnelReset, clockDetector: clockStepped,
 }
 
 var metrics = []probes.Metric{{

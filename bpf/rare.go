@@ -3,6 +3,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -16,16 +18,17 @@ const (
 	exitDetector   = "exit"
 	signalDetector = "signal"
 	hangDetector   = "hang"
+	clockDetector  = "clock"
 	censusDetector = "census"
 	sysctlDetector = "sysctl"
 )
 
-var rareDetectors = []string{oomDetector, exitDetector, signalDetector, hangDetector, censusDetector}
+var rareDetectors = []string{oomDetector, exitDetector, signalDetector, hangDetector, clockDetector, censusDetector}
 
 // attachRare loads and attaches one detector of rare events.
 func (l *loader) attachRare(name string, join bool) (*detector, error) {
 	spec, own := map[string]func() (*ebpf.CollectionSpec, error){
-		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, censusDetector: loadCensus,
+		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, clockDetector: loadClock, censusDetector: loadCensus,
 	}[name], map[string]any{"filter": commFilter()}
 	if name == exitDetector {
 		own[exitVarJoin] = join
@@ -47,18 +50,21 @@ func (l *loader) attachRare(name string, join bool) (*detector, error) {
 		}
 		return d, nil
 	}
+	if name == clockDetector {
+		return nil, noFunction(errors.Join(errs...))
+	}
 	return nil, errors.Join(errs...)
 }
 
 // A variant of a detector is for kernels that refuse those before it.
 type variant struct {
 	names   bool   // strings are read in the kernel: not under lockdown=confidentiality
-	without string // a program of another variant
+	without string // how the names of another variant's programs end
 }
 
 func variants(name string) []variant {
-	if name == signalDetector {
-		return []variant{{true, signalProgSignalProbed}, {true, signalProgSignalDirect}, {false, signalProgSignalProbed}}
+	if name == signalDetector || name == clockDetector {
+		return []variant{{true, "_probed"}, {true, "_direct"}, {false, "_probed"}}
 	}
 	return []variant{{names: true}, {}}
 }
@@ -68,7 +74,7 @@ func (l *loader) loadRare(d *detector, load func() (*ebpf.CollectionSpec, error)
 	if err != nil {
 		return err
 	}
-	delete(spec.Programs, without)
+	maps.DeleteFunc(spec.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return without != "" && strings.HasSuffix(name, without) })
 	if own[exitVarJoin] == false {
 		delete(spec.Programs, exitProgMarkPid)
 	}

@@ -27,6 +27,7 @@ type Config struct {
 	Off    string // why nothing is to be traced; "" when it is
 	Root   string // where the node's root is mounted
 	Sysctl bool   // who writes watched keys of /proc/sys
+	Clock  bool   // who sets the clock
 	TCP    bool   // how connections to the peers end that Tracer.Peers names
 	Pods   Resolver
 	Log    *slog.Logger
@@ -35,6 +36,7 @@ type Config struct {
 // A State is what a detector can do on this node.
 type State struct {
 	Detector string
+	Asked    bool   // for, by the configuration
 	Active   bool   // attached, and it has heard its own event where one can be made
 	Reason   string // why not
 	Events   uint64
@@ -68,6 +70,7 @@ type Tracer struct {
 // A state is the account of one detector.
 type state struct {
 	name   string
+	asked  bool
 	events atomic.Uint64
 	lost   atomic.Uint64
 	tested chan struct{}            // its own event came back
@@ -108,7 +111,11 @@ func New(cfg Config) *Tracer {
 		names = append(slices.Clone(names), tcpDetector)
 	}
 	for _, name := range names {
-		t.states = append(t.states, &state{name: name, reason: "not attached yet", tested: make(chan struct{}, 1)})
+		s := &state{name: name, asked: true, reason: "not attached yet", tested: make(chan struct{}, 1)}
+		if name == clockDetector && !cfg.Clock {
+			s.asked, s.reason = false, "not asked for (bpf.clock in the configuration)"
+		}
+		t.states = append(t.states, s)
 	}
 	t.rare.reset(t)
 	return t
@@ -129,7 +136,7 @@ func (t *Tracer) States() (all []State) {
 	}
 	for _, s := range t.states {
 		s.mu.Lock()
-		all = append(all, State{s.name, s.active, s.reason, s.events.Load(), s.lost.Load()})
+		all = append(all, State{s.name, s.asked, s.active, s.reason, s.events.Load(), s.lost.Load()})
 		s.mu.Unlock()
 	}
 	return all
@@ -244,6 +251,9 @@ func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
 	l, err := newLoader(t.cfg.Root)
 	refused := map[string][]string{}
 	for _, s := range t.states {
+		if !s.asked {
+			continue
+		}
 		e := err
 		if e == nil {
 			e = t.start(ctx, l, s, reading)
@@ -255,7 +265,7 @@ func (t *Tracer) attach(ctx context.Context, reading *sync.WaitGroup) {
 		s.set(true, "")
 	}
 	for _, s := range t.States() { // now: one may do another's work
-		if !s.Active {
+		if s.Asked && !s.Active {
 			refused[s.Reason] = append(refused[s.Reason], s.Detector)
 		}
 	}
@@ -321,6 +331,7 @@ func (s *state) try(ctx context.Context, t *Tracer) error {
 		sysctlDetector: func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
 		exitDetector:   endThread,
 		signalDetector: func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
+		clockDetector:  readClock,
 		tcpDetector:    t.tryTCP,
 	}[s.name]
 	if cause == nil {

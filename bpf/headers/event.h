@@ -5,17 +5,17 @@
 
 #define FILTER 1024 /* bits */
 
-enum { TEST = 1, EXIT, SIGNAL, OOM, HANG };
+enum { TEST = 1, EXIT, SIGNAL, OOM, HANG, CLOCK };
 
 struct event {
 	__u32 kind;
-	__u32 number;            /* EXIT: exit_code, SIGNAL: signal */
+	__u32 number;            /* EXIT: exit_code, SIGNAL: signal, CLOCK: modes of adjtimex(2), 0 for the agent's own read */
 	__u64 memory;            /* OOM: anonymous pages */
 	__u64 target_start;
 	__u32 target;            /* SIGNAL: the pid it is sent to */
 	__u32 kernel;            /* SIGNAL: the kernel itself sends it */
 	__u8 target_comm[16];
-	struct actor by;         /* EXIT, OOM, HANG: the task itself; SIGNAL: who sends */
+	struct actor by;         /* EXIT, OOM, HANG: the task itself; SIGNAL, CLOCK: who does it */
 };
 
 struct {

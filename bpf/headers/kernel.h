@@ -86,6 +86,8 @@ struct sock_common {
 };
 struct sock { struct sock_common __sk_common; int sk_err; };
 
+struct __kernel_timex { unsigned int modes; };
+
 struct seq_file;
 struct bpf_iter_meta { struct seq_file *seq; };
 struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };

@@ -55,6 +55,7 @@ type common struct {
 type bpfConfig struct {
 	Enabled *bool `yaml:"enabled"`
 	Sysctl  *bool `yaml:"sysctl"` // a program that runs on each access to /proc/sys
+	Clock   bool  `yaml:"clock"`  // programs that run when somebody sets the clock, or asks adjtimex(2)
 }
 
 type reasonConfig struct {
