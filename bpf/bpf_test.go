@@ -3,6 +3,7 @@ package bpf
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -170,6 +171,7 @@ func TestEventsAreLaidOutAsInC(t *testing.T) {
 	}{
 		{loadSysctl, "sysctl_event", reflect.TypeFor[sysctlEvent]()}, {loadSysctl, "actor", reflect.TypeFor[actorEvent]()},
 		{loadExit, "event", reflect.TypeFor[event]()}, {loadCensus, "blocked", reflect.TypeFor[blocked]()}, {loadTcp, "tcp_event", reflect.TypeFor[tcpEvent]()},
+		{loadSockets, "connection", reflect.TypeFor[connection]()}, {loadSockets, "end", reflect.TypeFor[endpoint]()},
 	} {
 		spec, err := c.load()
 		if err != nil {
@@ -320,6 +322,60 @@ func TestAStormIsOneSummary(t *testing.T) {
 	})
 }
 
+// What is wrong with the end of a connection is told; what both ends, or this one, want
+// is not. The numbers are Linux's on amd64 and arm64.
+func TestHowAConnectionEnds(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		e    tcpEvent
+		want string
+	}{
+		{tcpEvent{Kind: tcpReset}, "was reset"},
+		{tcpEvent{Kind: tcpFailed, Error: 111}, "could not be made: connection refused"},
+		{tcpEvent{Kind: tcpFailed, Error: 110, Retransmits: 7}, "could not be made: connection timed out"},
+		{tcpEvent{Kind: tcpFailed, Retransmits: 1}, "could not be made: no answer"},
+		{tcpEvent{Kind: tcpFailed}, ""}, // given up at once, as one of two addresses is
+		{tcpEvent{Kind: tcpClosed}, ""}, // its process ended
+		{tcpEvent{Kind: tcpClosed, Error: 104}, ""},
+		{tcpEvent{Kind: tcpClosed, Error: 110}, "ended: connection timed out"},
+		{tcpEvent{Kind: tcpLeft}, ""},
+	} {
+		if got := c.e.how(); got != c.want {
+			t.Errorf("%+v: %q, want %q", c.e, got, c.want)
+		}
+	}
+}
+
+// A control plane that is restarted refuses for a while: one occurrence, and a summary
+// each minute.
+func TestARestartOfAPeerIsNoStorm(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		tr, told := scripted(t, nil)
+		tr.Peers([]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:443")}, nil)
+		e := tcpEvent{Kind: tcpReset, Peer: endpoint{Addr: netip.MustParseAddr("10.0.0.1").As16(), Port: 443}}
+		s := &state{}
+		for i := range 30 { // seconds
+			tr.heardTCP(s, &e)
+			e.Kind, e.Error = tcpFailed, 111
+			if i == 0 {
+				other := e
+				other.Peer.Port = 8443
+				tr.heardTCP(s, &other)
+			}
+			time.Sleep(time.Second)
+			tr.rare.limit.flush(tr)
+		}
+		time.Sleep(5 * time.Minute)
+		tr.rare.limit.flush(tr)
+		want := "TunnelReset 10.0.0.1:443: the connection to 10.0.0.1:443 was reset\n" +
+			"TunnelReset 10.0.0.1:443: the connection to 10.0.0.1:443 was reset; and 29 more like it within a minute"
+		if got := strings.Join(told.told(), "\n"); got != want {
+			t.Errorf("told\n%s\nwant\n%s", got, want)
+		}
+	})
+}
+
 func TestBlockedThreadsAreToldOnceAfterAMinute(t *testing.T) {
 	t.Parallel()
 	w := ward{}
@@ -346,8 +402,12 @@ func TestNilTracerKnowsNothing(t *testing.T) {
 	var tr *Tracer
 	tr.Watch([]string{"x"})
 	tr.OnWrite(newEar())()
+	tr.Peers(nil, nil)
 	if _, ok := tr.Who(probes.Key{}, 0); ok || tr.States() != nil {
 		t.Error("it knows something")
+	}
+	if _, ok := tr.Left(1); ok || tr.Sockets(func(Socket) {}) == nil {
+		t.Error("it knows connections")
 	}
 	if _, err := NewProbe(tr).Check(t.Context()); err == nil || !strings.Contains(err.Error(), "running agent") {
 		t.Error(err)

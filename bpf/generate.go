@@ -12,3 +12,4 @@ package bpf
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types clock clock.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types census census.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types tcp tcp.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -go-package bpf -no-global-types sockets sockets.bpf.c -- -O2 -mcpu=v2 -Wall -Werror -Iheaders

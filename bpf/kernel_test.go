@@ -344,35 +344,293 @@ func TestWithoutRights(t *testing.T) {
 	}
 }
 
-func TestConnectionsToPeersAreHeard(t *testing.T) {
-	needBPF(t)
+// line is a TCP connection over loopback: the end that dialled, and the other.
+type line struct {
+	peer     netip.AddrPort // of the first
+	near     *net.TCPConn
+	far      *net.TCPConn
+	listener net.Listener
+}
+
+func newLine() (*line, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	peer := netip.MustParseAddrPort(l.Addr().String())
+	k := &line{peer: netip.MustParseAddrPort(l.Addr().String()), listener: l}
+	return k, k.again()
+}
+
+// again makes the connection anew.
+func (k *line) again() error {
+	near, err := net.Dial("tcp4", k.peer.String())
+	if err != nil {
+		return err
+	}
+	far, err := k.listener.Accept()
+	if err != nil {
+		return err
+	}
+	k.near, k.far = near.(*net.TCPConn), far.(*net.TCPConn)
+	return nil
+}
+
+func (k *line) close() {
+	k.near.Close()
+	k.far.Close()
+	k.listener.Close()
+}
+
+// elsewhere runs functions in a network namespace of their own, until the test ends.
+func elsewhere(t *testing.T) (netns uint32, inside func(func() error)) {
+	t.Helper()
+	work, done := make(chan func() error), make(chan error)
+	t.Cleanup(func() { close(work) })
+	go func() {
+		runtime.LockOSThread() // the thread ends with it
+		for do := range work {
+			done <- do()
+		}
+	}()
+	inside = func(do func() error) {
+		t.Helper()
+		work <- do
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		info, err := os.Stat("/proc/thread-self/ns/net")
+		if err != nil {
+			return err
+		}
+		netns = uint32(info.Sys().(*syscall.Stat_t).Ino)
+		return loopback(unix.IFF_UP)
+	})
+	return netns, inside
+}
+
+// loopback is "ip link set lo up", or down.
+func loopback(flags uint16) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(flags)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// A connection that is reset is told of, in the node's network and in an agent's; one
+// that is closed in order, or of anybody else's network, is not.
+func TestConnectionsToPeersAreHeard(t *testing.T) {
+	needBPF(t)
 	tr := traced(t)
-	tr.Peers([]netip.AddrPort{peer})
 	saw := make(chan probes.Occurrence, 16)
 	defer tr.listen(&hearing{h: sawHearer{newEar(), saw}})()
-	c, err := net.Dial("tcp4", peer.String())
-	if err != nil {
+	netns, inside := elsewhere(t)
+	var here, agents *line
+	var err error
+	if here, err = newLine(); err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	other, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
+	defer here.close()
+	inside(func() (err error) { agents, err = newLine(); return err })
+	defer agents.close()
+	heard := func(k *line) bool {
+		t.Helper()
+		tr.rare.limit.mu.Lock()
+		clear(tr.rare.limit.said) // as if a minute had passed
+		tr.rare.limit.mu.Unlock()
+		_ = k.far.SetLinger(0)
+		k.far.Close() // a reset
+		select {
+		case o := <-saw:
+			if o.Reason != TunnelReset || o.Subject != k.peer.String() || o.Message != "the connection to "+k.peer.String()+" was reset" {
+				t.Errorf("%+v", o)
+			}
+			return true
+		case <-time.After(time.Second):
+			return false
+		}
 	}
-	_ = other.(*net.TCPConn).SetLinger(0)
-	other.Close() // a reset
+	tr.Peers([]netip.AddrPort{here.peer, agents.peer}, nil)
+	if heard(agents) {
+		t.Error("a reset in somebody else's network is told of")
+	}
+	if !heard(here) {
+		t.Error("a reset in the node's network was not heard")
+	}
+	tr.Peers([]netip.AddrPort{here.peer, agents.peer}, []uint32{netns})
+	inside(agents.again)
+	if !heard(agents) {
+		t.Error("a reset in an agent's network was not heard")
+	}
+	if _, ok := tr.Left(netns); ok {
+		t.Error("the agent ended a connection that was reset")
+	}
+	inside(agents.again)
+	began := time.Now()
+	agents.near.Close() // in order
+	agents.far.Close()
+	ok := false
+	for range 100 {
+		var ago time.Duration
+		if ago, ok = tr.Left(netns); ok {
+			if ago < 0 || ago > time.Since(began) {
+				t.Errorf("it ended the connection %s ago", ago)
+			}
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !ok {
+		t.Error("that the agent ended a connection was not heard")
+	}
 	select {
 	case o := <-saw:
-		if o.Reason != TunnelReset || !strings.Contains(o.Message, "was reset") {
-			t.Errorf("%+v", o)
+		t.Errorf("a connection that ends in order is told of: %+v", o)
+	case <-time.After(200 * time.Millisecond):
+	}
+	tr.Peers([]netip.AddrPort{here.peer, agents.peer}, nil)
+	if _, ok := tr.Left(netns); ok {
+		t.Error("what is known of an agent that is gone is kept")
+	}
+}
+
+// called gives this process another name until the test ends.
+func called(t testing.TB, name string) {
+	t.Helper()
+	const comm = "/proc/self/comm"
+	old, err := os.ReadFile(comm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(comm, []byte(name), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(comm, old, 0) })
+}
+
+// Connections of an agent are listed as they are, in whatever network namespace, and
+// what is sent again to its peers is counted.
+func TestConnectionsAreListed(t *testing.T) {
+	needBPF(t)
+	tr := traced(t)
+	own := func() (process *Socket, all map[netip.AddrPort]Socket) {
+		t.Helper()
+		all = map[netip.AddrPort]Socket{}
+		err := tr.Sockets(func(s Socket) {
+			switch {
+			case s.PID != os.Getpid():
+			case s.State == 0:
+				process = &s
+			default:
+				all[s.Remote] = s
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(3 * time.Second):
-		t.Fatal("a reset was not heard")
+		return process, all
+	}
+	if p, all := own(); p != nil || len(all) > 0 {
+		t.Errorf("a process of another name is listed: %+v %+v", p, all)
+	}
+	called(t, "proxy-agent")
+	netns, inside := elsewhere(t)
+	var k *line
+	inside(func() (err error) { k, err = newLine(); return err })
+	defer k.close()
+	p, all := own()
+	if p == nil || p.Process != "proxy-agent" || p.Netns == netns || p.Netns == 0 || p.Cgroup == 0 {
+		t.Fatalf("the process: %+v", p)
+	}
+	near := netip.MustParseAddrPort(k.near.LocalAddr().String())
+	if s, want := all[k.peer], (Socket{os.Getpid(), "proxy-agent", p.Cgroup, netns, near, k.peer, 1, 0, 0}); s != want {
+		t.Errorf("%+v, want %+v", s, want)
+	}
+	if s := all[near]; s.Local != k.peer {
+		t.Errorf("the other end: %+v", s)
+	}
+	if _, ok := all[netip.AddrPort{}]; ok {
+		t.Error("the listening socket is listed")
+	}
+
+	tr.Peers([]netip.AddrPort{k.peer}, []uint32{netns})
+	before, ok := tr.retransmits()
+	if !ok {
+		t.Error("nobody counts what is sent again")
+	}
+	inside(func() error { return loopback(0) })
+	if _, err := k.near.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if _, all = own(); all[k.peer].Retransmits >= 3 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if s := all[k.peer]; s.Unacked != 5 || s.Retransmits < 3 {
+		t.Errorf("nothing is acknowledged: %+v", s)
+	}
+	if n, _ := tr.retransmits(); n-before < 3 {
+		t.Errorf("%d segments were sent again", n-before)
+	}
+	inside(func() error { return loopback(unix.IFF_UP) })
+}
+
+// More connections than are told are an error, not a part of the truth.
+func TestTooManyConnections(t *testing.T) {
+	needBPF(t)
+	tr := traced(t)
+	called(t, "kubelet")
+	k, err := newLine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.close()
+	count := func() (n int, err error) {
+		err = tr.Sockets(func(s Socket) {
+			if s.PID == os.Getpid() && s.State != 0 {
+				n++
+			}
+		})
+		return n, err
+	}
+	const many = 100
+	for range many - 1 {
+		if err := k.again(); err != nil {
+			t.Fatal(err)
+		}
+		defer k.near.Close()
+		defer k.far.Close()
+	}
+	if n, err := count(); n != 2*many || err != nil {
+		t.Errorf("%d connections (%v), want %d", n, err, 2*many)
+	}
+	for range 50 {
+		if err := k.again(); err != nil {
+			t.Fatal(err)
+		}
+		defer k.near.Close()
+		defer k.far.Close()
+	}
+	if n, err := count(); !errors.Is(err, errTooMany) {
+		t.Errorf("%d connections (%v), want an error", n, err)
+	}
+	for _, s := range tr.States() {
+		if s.Detector == socketsDetector && !s.Active {
+			t.Errorf("it is given up for it: %s", s.Reason)
+		}
 	}
 }
 

@@ -53,6 +53,9 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 		}
 		look.Samples = append(look.Samples, probes.Sample{Name: "bpf_detector_active", Labels: []string{s.Detector}, Value: value})
 	}
+	if n, ok := p.tracer.retransmits(); ok {
+		look.Samples = append(look.Samples, probes.Sample{Name: "peer_retransmits_total", Value: float64(n)})
+	}
 	if active == 0 {
 		return look, fmt.Errorf("who did what is not known: %w%s: %w", why, instead[oomDetector], probes.ErrNotApplicable)
 	}
@@ -63,7 +66,7 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 func (t *Tracer) instead() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := map[string]string{censusDetector: "; /proc is read instead", clockDetector: "; it is told without who set it"}
+	all := map[string]string{censusDetector: "; /proc is read instead", socketsDetector: "; the kernel's tables are read instead, at a cost", clockDetector: "; it is told without who set it"}
 	if t.logSay != "" {
 		all[oomDetector], all[hangDetector] = "; "+t.logSay, "; "+t.logSay
 	}
@@ -81,12 +84,14 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 // detectorOf is what a detector's absence leaves untold.
 var detectorOf = map[string]string{
 	sysctlDetector: SysctlWritten, oomDetector: OOMKilled, exitDetector: DaemonKilled, signalDetector: DaemonKilled,
-	hangDetector: TaskHung, censusDetector: TaskHung, tcpDetector: TunnelReset, clockDetector: clockStepped,
+	hangDetector: TaskHung, censusDetector: TaskHung, tcpDetector: TunnelReset, socketsDetector: TunnelReset, clockDetector: clockStepped,
 }
 
 var metrics = []probes.Metric{{
 	Name: "bpf_detector_active", Help: "Whether a detector is attached and has heard its own event.",
-	Labels: []probes.Label{{Name: "detector", Values: append([]string{sysctlDetector, tcpDetector}, rareDetectors...)}},
+	Labels: []probes.Label{{Name: "detector", Values: append([]string{sysctlDetector, socketsDetector, tcpDetector}, rareDetectors...)}},
+}, {
+	Name: "peer_retransmits_total", Help: "TCP segments to the API server and the tunnel's other end that were sent again, by this node and its konnectivity-agents.", Counter: true,
 }}
 
 var reasons = []probes.Reason{
@@ -127,7 +132,7 @@ var reasons = []probes.Reason{
 		Links:          []string{"https://docs.kernel.org/admin-guide/sysctl/index.html"},
 	},
 	{
-		Name: TunnelReset, Severity: probes.Info, Happens: true, Owner: probes.AKS,
+		Name: TunnelReset, Severity: probes.Warning, Happens: true, Owner: probes.AKS,
 		Meaning:        "A connection of this node to the API server or the tunnel's other end was reset or could not be made.",
 		Breaks:         "Nothing when it is made again at once; often or for long: logs, exec, webhooks and aggregated APIs fail.",
 		Confirm:        "ss -tni dst ADDRESS; kubectl -n kube-system logs -l app=konnectivity-agent",

@@ -28,7 +28,7 @@ var rareDetectors = []string{oomDetector, exitDetector, signalDetector, hangDete
 // attachRare loads and attaches one detector of rare events.
 func (l *loader) attachRare(name string, join bool) (*detector, error) {
 	spec, own := map[string]func() (*ebpf.CollectionSpec, error){
-		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, clockDetector: loadClock, censusDetector: loadCensus,
+		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, clockDetector: loadClock, censusDetector: loadCensus, socketsDetector: loadSockets,
 	}[name], map[string]any{"filter": commFilter()}
 	if name == exitDetector {
 		own[exitVarJoin] = join
@@ -41,7 +41,7 @@ func (l *loader) attachRare(name string, join bool) (*detector, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if !v.names {
+		if !v.names && name != socketsDetector {
 			d.walk = l.walk()
 		}
 		if err := l.attachTo(d); err != nil {
@@ -63,8 +63,11 @@ type variant struct {
 }
 
 func variants(name string) []variant {
-	if name == signalDetector || name == clockDetector {
+	switch name {
+	case signalDetector, clockDetector:
 		return []variant{{true, "_probed"}, {true, "_direct"}, {false, "_probed"}}
+	case socketsDetector:
+		return []variant{{}}
 	}
 	return []variant{{names: true}, {}}
 }
@@ -95,7 +98,7 @@ func (l *loader) attachTo(d *detector) error {
 	for name, p := range d.coll.Programs {
 		var at link.Link
 		var err error
-		if name == censusProgCensus {
+		if name == censusProgCensus || name == socketsProgSockets {
 			at, err = link.AttachIter(link.IterOptions{Program: p})
 		} else {
 			at, err = link.AttachTracing(link.TracingOptions{Program: p})

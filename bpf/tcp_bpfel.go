@@ -22,8 +22,8 @@ const (
 	tcpProgTcpState      = "tcp_state"
 	tcpVarFilter         = "filter"
 	tcpVarLost           = "lost"
-	tcpVarNetns          = "netns"
 	tcpVarRetransmits    = "retransmits"
+	tcpVarSpaces         = "spaces"
 	tcpVarTypeOfEvent    = "type_of_event"
 )
 
@@ -87,8 +87,8 @@ type tcpMapSpecs struct {
 type tcpVariableSpecs struct {
 	Filter      *ebpf.VariableSpec `ebpf:"filter"`
 	Lost        *ebpf.VariableSpec `ebpf:"lost"`
-	Netns       *ebpf.VariableSpec `ebpf:"netns"`
 	Retransmits *ebpf.VariableSpec `ebpf:"retransmits"`
+	Spaces      *ebpf.VariableSpec `ebpf:"spaces"`
 	TypeOfEvent *ebpf.VariableSpec `ebpf:"type_of_event"`
 }
 
@@ -127,8 +127,8 @@ func (m *tcpMaps) Close() error {
 type tcpVariables struct {
 	Filter      *ebpf.Variable `ebpf:"filter"`
 	Lost        *ebpf.Variable `ebpf:"lost"`
-	Netns       *ebpf.Variable `ebpf:"netns"`
 	Retransmits *ebpf.Variable `ebpf:"retransmits"`
+	Spaces      *ebpf.Variable `ebpf:"spaces"`
 	TypeOfEvent *ebpf.Variable `ebpf:"type_of_event"`
 }
 

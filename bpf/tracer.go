@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -28,7 +27,7 @@ type Config struct {
 	Root   string // where the node's root is mounted
 	Sysctl bool   // who writes watched keys of /proc/sys
 	Clock  bool   // who sets the clock
-	TCP    bool   // how connections to the peers end that Tracer.Peers names
+	TCP    bool   // connections of kubelet and konnectivity-agents, and how those to the peers end that Tracer.Peers names
 	Pods   Resolver
 	Log    *slog.Logger
 }
@@ -63,8 +62,7 @@ type Tracer struct {
 	keys   map[string]bool // watched, as paths below /proc/sys
 	ears   map[*hearing]struct{}
 
-	peers    map[netip.AddrPort]bool
-	testPeer netip.AddrPort // its failure is the TCP detector's test
+	peers peers
 }
 
 // A state is the account of one detector.
@@ -102,13 +100,13 @@ type hearing struct {
 
 // New returns a tracer that is not attached to anything yet.
 func New(cfg Config) *Tracer {
-	t := &Tracer{cfg: cfg, journal: newJournal(cfg.Pods), tried: make(chan struct{}), ears: map[*hearing]struct{}{}}
+	t := &Tracer{cfg: cfg, journal: newJournal(cfg.Pods), tried: make(chan struct{}), ears: map[*hearing]struct{}{}, peers: peers{left: map[uint32]time.Duration{}}}
 	names := rareDetectors
 	if cfg.Sysctl {
 		names = append([]string{sysctlDetector}, names...)
 	}
 	if cfg.TCP {
-		names = append(slices.Clone(names), tcpDetector)
+		names = append(slices.Clone(names), socketsDetector, tcpDetector)
 	}
 	for _, name := range names {
 		s := &state{name: name, asked: true, reason: "not attached yet", tested: make(chan struct{}, 1)}
@@ -297,6 +295,10 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 			return err
 		}
 		s.d.Store(d)
+		t.mu.Lock()
+		t.peers.netns = l.netns
+		t.filterPeers()
+		t.mu.Unlock()
 		reading.Go(func() { read(t, s, d.reader, func(e *tcpEvent) { t.heardTCP(s, e) }) })
 	default:
 		first := l.ring == nil
@@ -331,8 +333,12 @@ func (s *state) try(ctx context.Context, t *Tracer) error {
 		sysctlDetector: func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
 		exitDetector:   endThread,
 		signalDetector: func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
-		clockDetector:  readClock,
-		tcpDetector:    t.tryTCP,
+		socketsDetector: func() error {
+			s.returned()
+			return s.d.Load().sockets(func(Socket) {})
+		},
+		clockDetector: readClock,
+		tcpDetector:   t.tryTCP,
 	}[s.name]
 	if cause == nil {
 		return nil
@@ -469,7 +475,7 @@ func (t *Tracer) mind(ctx context.Context) {
 func (t *Tracer) tryAgain(ctx context.Context) {
 	for _, s := range t.states {
 		s.mu.Lock()
-		silent := !s.active && s.name != censusDetector && s.d.Load() != nil
+		silent := !s.active && s.name != censusDetector && s.name != socketsDetector && s.d.Load() != nil
 		s.mu.Unlock()
 		if silent && s.try(ctx, t) == nil {
 			s.set(true, "")

@@ -55,6 +55,12 @@ struct mm_struct {};
 struct mm_struct___old { struct mm_rss_stat rss_stat; };      /* before 6.2 */
 struct mm_struct___new { struct percpu_counter rss_stat[4]; };
 
+struct super_block { unsigned long s_magic; };
+struct inode { unsigned short i_mode; struct super_block *i_sb; };
+struct file { struct inode *f_inode; void *private_data; };
+struct fdtable { unsigned int max_fds; struct file **fd; };
+struct files_struct { struct fdtable *fdt; };
+
 struct task_struct {
 	int pid, tgid;
 	int exit_code;
@@ -68,6 +74,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct signal_struct *signal;
 	struct nsproxy *nsproxy;
+	struct files_struct *files;
 	struct css_set *cgroups;
 };
 struct task_struct___old { long state; };                    /* before 5.14 */
@@ -76,15 +83,18 @@ struct task_struct___new { unsigned int __state; };
 struct in6_addr { union { __be32 u6_addr32[4]; } in6_u; };
 typedef struct { struct net *net; } possible_net_t;
 struct sock_common {
-	__be32 skc_daddr;
+	__be32 skc_daddr, skc_rcv_saddr;
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
 	possible_net_t skc_net;
-	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
 };
-struct sock { struct sock_common __sk_common; int sk_err; };
+struct sock { struct sock_common __sk_common; int sk_err; __u16 sk_type, sk_protocol; };
+struct socket { struct sock *sk; };
+struct inet_connection_sock { __u8 icsk_retransmits; };
+struct tcp_sock { struct inet_connection_sock inet_conn; __u32 snd_una, write_seq; };
 
 struct __kernel_timex { unsigned int modes; };
 

@@ -1,0 +1,108 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"unsafe"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// A Socket is a TCP connection of kubelet or of a konnectivity-agent, or the process
+// itself.
+type Socket struct {
+	PID           int
+	Process       string         // its name, which it may choose
+	Cgroup        uint64         // of the process: the inode of its folder in cgroup2
+	Netns         uint32         // inode
+	Local, Remote netip.AddrPort // an IPv4 address in IPv6's form is told as IPv4
+	State         uint8          // as in /proc/PID/net/tcp; 0: this is the process, told before its connections
+	Unacked       uint32         // bytes sent and not acknowledged, or not sent yet
+	Retransmits   uint32         // of what waits to be acknowledged, in a row
+}
+
+// An endpoint is one end of a TCP connection: the Go shape of headers/tcp.h.
+type endpoint struct {
+	Addr [16]byte
+	Port uint16
+	_    [3]uint16
+}
+
+func (e *endpoint) addr() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(e.Addr).Unmap(), e.Port)
+}
+
+// connection is the Go shape of sockets.bpf.c; a test compares them.
+type connection struct {
+	Local, Remote endpoint
+	Cgroup        uint64
+	PID           uint32
+	Netns         uint32
+	Comm          [16]byte
+	Unacked       uint32
+	State         uint8
+	Retransmits   uint8
+	More          uint8
+	_             uint8
+}
+
+const socketsDetector = "sockets"
+
+// Sockets passes each TCP connection of kubelet and the konnectivity-agents of this
+// node to take, in whatever network namespace, in microseconds. Sockets that listen
+// are left out, and those that their process has closed. An error is that not all
+// can be told. It takes no right to BPF from Linux 5.19 on.
+func (t *Tracer) Sockets(take func(Socket)) error {
+	if t == nil {
+		return errors.New("list connections: not attached")
+	}
+	s := t.state(socketsDetector)
+	if s == nil || s.d.Load() == nil {
+		return errors.New("list connections: not attached")
+	}
+	err := s.d.Load().sockets(take)
+	if errors.Is(err, errTooMany) {
+		return err // of this moment
+	}
+	if err != nil { // before Linux 5.19 it takes CAP_BPF, which the agent gives up
+		s.set(false, err.Error())
+		return err
+	}
+	s.set(true, "")
+	return nil
+}
+
+var errTooMany = errors.New("a process has more files or connections than are looked at")
+
+func (d *detector) sockets(take func(Socket)) error {
+	f, err := d.links[0].(*link.Iter).Open()
+	if err != nil {
+		return fmt.Errorf("list connections: %w", err)
+	}
+	defer f.Close()
+	var e connection
+	raw := unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e))
+	many := false
+	for buf, kept := make([]byte, 16<<10), 0; ; {
+		n, err := f.Read(buf[kept:])
+		if errors.Is(err, io.EOF) || err == nil && n == 0 {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("list connections: %w", err)
+		}
+		rest := buf[:kept+n]
+		for ; len(rest) >= len(raw); rest = rest[len(raw):] {
+			copy(raw, rest)
+			many = many || e.More != 0
+			take(Socket{int(e.PID), text(e.Comm[:]), e.Cgroup, e.Netns, e.Local.addr(), e.Remote.addr(), e.State, e.Unacked, uint32(e.Retransmits)})
+		}
+		kept = copy(buf, rest)
+	}
+	if many {
+		return fmt.Errorf("list connections: %w", errTooMany)
+	}
+	return nil
+}
