@@ -82,7 +82,7 @@ type standing struct {
 	Dark      bool          // it has been blind for too long to be said to stand
 	Actor     *Actor
 	severity  probes.Severity // under the rules; only while the look is taken in
-	moved     bool            // this look observed something else than the last one: somebody acted again
+	moved     bool            // this look observed something else than the last one, or anew: somebody acted again
 }
 
 // owed is a happening that waits until its actor is known, or until it is late.
@@ -173,8 +173,12 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 	for _, o := range s.Standing {
 		if at, found := slices.BinarySearchFunc(merged[:seen], o, compareStanding); found {
 			n := &merged[at]
-			n.First, n.Confirmed, n.Raised, n.CleanAt, n.Actor = o.First, o.Confirmed, o.Raised, o.CleanAt, o.Actor
-			n.moved = n.F.Observed != o.F.Observed
+			n.First, n.Confirmed, n.Raised = o.First, o.Confirmed, o.Raised
+			if o.Gone != 0 { // somebody did it again since
+				n.CleanAt, n.moved = min(o.Gone, n.CleanAt), true
+			} else {
+				n.CleanAt, n.Actor, n.moved = o.CleanAt, o.Actor, n.F.Observed != o.F.Observed
+			}
 			continue
 		}
 		if sub.reasons[o.F.Reason] == nil || rules.Reasons[o.F.Reason].Off {

@@ -623,6 +623,32 @@ func TestAttribution(t *testing.T) {
 		}
 		w.expect(m, see(), "False OK, cleared Traced True>False by pod ns/mender")
 	})
+	for name, again := range map[string]string{"who does it again within its clear time is named": "ns/b", "who did it before is not": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.rules = &Rules{Reasons: map[string]ReasonRule{"Traced": {Clear: new(time.Minute)}}}
+			w.fold(see())
+			w.sleep(s)
+			w.journal.did(w.now.Mono, "it", "ns/a")
+			w.expect(0, see("Traced"), "True Traced, raised Traced False>True by pod ns/a")
+			w.sleep(s)
+			w.journal.did(w.now.Mono, "it", "ns/mender")
+			w.expect(1, see(), "True Traced, again 1m0s")
+			w.expect(s, see(), "True Traced, again 59s")
+			w.sleep(s)
+			want := "it is 0, want 1; acts: you"
+			if again != "" {
+				w.journal.did(w.now.Mono, "it", again)
+				want = "it is 0, want 1; by pod ns/b; acts: you"
+			}
+			w.expect(1, see("Traced"), "True Traced")
+			w.expect(s, see("Traced"), "True Traced")
+			if got := w.state.Condition.Message; got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
 	t.Run("what is owed is told before the status moves on", func(t *testing.T) {
 		t.Parallel()
 		w := newWorld(t)
