@@ -178,6 +178,8 @@ func (l *loop) inherit(old *loop) {
 	l.state = old.state
 	l.view.condition, l.view.notApplicable, l.view.looked = v.condition, v.notApplicable, v.looked
 	l.view.standing, l.view.lastGood, l.view.samples, l.view.fingerprints = v.standing, v.lastGood, v.samples, v.fingerprints
+	l.view.keep = v.keep
+	l.remind(v.keep)
 	for i := range l.stat.runs {
 		l.stat.runs[i].Store(old.stat.runs[i].Load())
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nodedrift/nodedrift/probes"
 )
 
 // rememberer is a probe that keeps words of its own.
@@ -53,6 +55,29 @@ func TestKeep(t *testing.T) {
 			}, p)
 		})
 	}
+}
+
+// TestKeepThroughReconfigure holds that a probe's words outlive a new
+// configuration, which comes with a new probe.
+func TestKeepThroughReconfigure(t *testing.T) {
+	t.Parallel()
+	words := map[string]string{"first:etc/x": "0123"}
+	p, q := &rememberer{fake: newFake("test")}, &rememberer{fake: newFake("test")}
+	l := see()
+	l.Keep = words
+	p.set(l)
+	inBubble(t, func(r *rig) {
+		r.cfg.Memory = &r.memory
+		r.start().wait(time.Minute)
+		r.agent.Reconfigure(r.ctx, Rules{}, []probes.Probe{q})
+		r.wait(time.Minute)
+		if !maps.Equal(q.kept, words) {
+			t.Errorf("the new probe recalls %v, want %v", q.kept, words)
+		}
+		if !strings.Contains(string(r.memory.content()), "first:etc/x") {
+			t.Errorf("forgotten: %s", r.memory.content())
+		}
+	}, p)
 }
 
 func TestKeepsBound(t *testing.T) {

@@ -164,11 +164,7 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 		p.LastGood = Instant{}
 	}
 	l.state.LastGood, l.state.recalled = p.LastGood, true
-	if r, ok := l.probe.(probes.Rememberer); ok && p.Keep != nil && keeps(p.Keep) {
-		if err := guard(func() error { r.Recall(maps.Clone(p.Keep)); return nil }); err != nil {
-			l.log.Error("cannot recall", "error", clean(err.Error(), maxError))
-		}
-	}
+	l.remind(p.Keep)
 	for i := range p.Standing[:min(len(p.Standing), maxStanding)] {
 		if s := p.Standing[i].standing(now); s != nil && l.sub.reasons[s.F.Reason] != nil {
 			l.state.Standing = append(l.state.Standing, *s)
@@ -186,6 +182,17 @@ func (l *loop) recall(p probeMemory, rules *Rules, now Instant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.view.condition, l.view.standing, l.view.lastGood, l.view.keep = l.state.Condition, l.state.Standing, l.state.LastGood, p.Keep
+}
+
+// remind gives the probe back what it kept.
+func (l *loop) remind(own map[string]string) {
+	r, ok := l.probe.(probes.Rememberer)
+	if !ok || own == nil || !keeps(own) {
+		return
+	}
+	if err := guard(func() error { r.Recall(maps.Clone(own)); return nil }); err != nil {
+		l.log.Error("cannot recall", "error", clean(err.Error(), maxError))
+	}
 }
 
 // remember writes down what the next process needs to go on as if nothing had
