@@ -112,6 +112,9 @@ func TestProvisioningFailed(t *testing.T) {
 				if m := r.condition(NodeDrift).Message; !strings.HasSuffix(m, "; also TestDrift") {
 					t.Errorf("message %q", m)
 				}
+				p.set(see())
+				r.life.set(func() { r.life.setup.ExitCode, r.life.setup.Age = "0", time.Minute })
+				r.wait(p.spec.Every).says(NodeDrift, "False NoDrift").says("TestDrift", "False OK") // it is not set up a second time
 			}, p)
 		})
 	}

@@ -143,27 +143,30 @@ func (a *Agent) follow(ctx context.Context, first bool) {
 		a.thaw(ctx)
 	}
 	a.mu.Lock()
-	before, launched := a.phase, a.stop != nil
+	before, failed := a.phase, a.failed
 	a.mu.Unlock()
-	if !first && before == running && launched {
+	settled := !first && before == running // a node is set up once; why that failed may be mended
+	if settled && failed == "" {
 		return
 	}
 	p, err := a.provisioning(ctx)
-	if err != nil && before == settingUp && time.Since(a.start) < settleAtMost {
+	if err != nil && (failed != "" || before == settingUp && time.Since(a.start) < settleAtMost) {
 		return // it said so before: ask again
 	}
 	a.mu.Lock()
-	a.phase = phaseOf(p, a.ready, time.Now())
+	if !settled {
+		a.phase = phaseOf(p, a.ready, time.Now())
+	}
 	a.failed = ""
 	if a.phase == running && p.AKS {
 		a.failed = provisioningFailure(p)
 	}
-	now := a.phase
+	now, changed := a.phase, a.failed != failed
 	a.mu.Unlock()
-	if now == running {
+	if !settled && now == running {
 		a.launch(ctx)
 	}
-	if first || now != before {
+	if first || now != before || changed {
 		a.tell(nil)
 	}
 }
