@@ -96,7 +96,7 @@ type Publisher struct {
 	wantRead bool                 // read again: the Node is another one
 	readAt   time.Time            // when to read again, while following
 	lastRead time.Time            // when the Node was read last
-	kept     map[string]condition // ours from this boot, until we decide ourselves
+	kept     map[string]condition // ours on the Node, from this boot
 
 	applied   []condition // what the Node shows, as far as we know
 	adopting  bool        // applied was read, not written by this run
@@ -265,10 +265,10 @@ func (p *Publisher) due(now time.Time) ([]condition, time.Time) {
 	return list, later(due, later(p.applyRate.at(now), p.applyFrom))
 }
 
-// forget drops what was kept of types that have been decided or withdrawn.
+// forget drops what was kept of types that have been withdrawn.
 func (p *Publisher) forget(s *agent.Snapshot) {
 	maps.DeleteFunc(p.kept, func(t string, _ condition) bool {
-		return !slices.ContainsFunc(s.Conditions, func(c agent.Condition) bool { return c.Type == t && c.Status == "" })
+		return !slices.ContainsFunc(s.Conditions, func(c agent.Condition) bool { return c.Type == t })
 	})
 }
 
@@ -415,6 +415,9 @@ func (p *Publisher) apply(ctx context.Context, list []condition) error {
 	p.refusal = ""
 	p.applyRate.take(now)
 	p.applied, p.adopting, p.textSince = list, false, time.Time{}
+	for _, c := range list {
+		p.kept[c.Type] = c
+	}
 	p.beat = now.Add(nextBeat())
 	p.stats.pending.Store(false)
 	if uid != p.uid {

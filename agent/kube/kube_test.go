@@ -177,6 +177,40 @@ func TestRestartChangesNothing(t *testing.T) {
 	})
 }
 
+// TestUndecidedStays holds that a condition that is not decided for a moment, as
+// between a node's set-up and the first look, stays what the Node shows.
+func TestUndecidedStays(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		setUp := agent.Condition{Type: "SysctlDrift", Status: agent.Unknown, Reason: agent.NodeProvisioning}
+		w.put(setUp)
+		w.run(t)
+		sleep(time.Minute)
+		w.change(agent.Condition{Type: "SysctlDrift", Reason: agent.NotCheckedYet})
+		w.change(bad("KubeletDrift", "a", probes.Critical))
+		sleep(time.Second)
+		if c := w.api.condition("SysctlDrift"); c.Status != agent.Unknown || c.Reason != agent.NodeProvisioning {
+			t.Errorf("before the first look the Node shows %+v", c)
+		}
+		if c := w.api.condition("KubeletDrift"); c.Status != agent.True {
+			t.Errorf("the other one waits: %+v", c)
+		}
+		w.change(good("SysctlDrift"))
+		sleep(time.Second)
+		if c := w.api.condition("SysctlDrift"); c.Status != agent.False {
+			t.Errorf("after it %+v", c)
+		}
+		w.truth.mu.Lock()
+		w.list = w.list[1:]
+		w.truth.mu.Unlock()
+		w.pub.Publish(nil)
+		sleep(10 * time.Second)
+		if c := w.api.condition("SysctlDrift"); c.Status != "" {
+			t.Errorf("withdrawn, and still there: %+v", c)
+		}
+		w.stop()
+	})
+}
+
 func TestRestartSendsNoSecondEvent(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {
 		w.api.conditions = []condition{{Type: "SysctlDrift", Status: agent.True, Reason: "Changed", LastHeartbeatTime: time.Now(), LastTransitionTime: time.Now()}}
