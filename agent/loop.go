@@ -32,9 +32,10 @@ type loop struct {
 	wake  chan struct{}
 	rules chan *Rules
 	saw   chan heard
-	late  chan heard // whose actor was waited for
+	late  chan heard // whose actor is waited for
 
 	state  state
+	named  Actor  // of the last occurrence that had one
 	strain Strain // as last read
 	stat   stat
 	turn   atomic.Int64 // monotonic, ns: when the loop last turned
@@ -172,10 +173,10 @@ func (l *loop) run(ctx context.Context) {
 			return
 		case rules = <-l.rules:
 		case o := <-l.saw:
-			l.occurred(rules, o, false)
+			l.occurred(rules, o)
 			continue
 		case o := <-l.late:
-			l.occurred(rules, o, true)
+			l.occurred(rules, o)
 			continue
 		case <-l.wake:
 			if gap := last + minGap - l.agent.now().Mono; last != 0 && gap > 0 {
@@ -335,12 +336,15 @@ type heard struct {
 	at Instant
 }
 
-// lateName is how long an occurrence waits for its actor: the two are heard in
-// different ways, and either may come first.
-const lateName = 100 * time.Millisecond
+// An occurrence waits for its actor, who is asked for again and again: the two are
+// heard in different ways, and either may come first.
+const (
+	lateName = 100 * time.Millisecond
+	askAgain = 10 * time.Millisecond
+)
 
 // occurred tells of something that left no state.
-func (l *loop) occurred(rules *Rules, o heard, late bool) {
+func (l *loop) occurred(rules *Rules, o heard) {
 	reason := l.sub.reasons[o.Reason]
 	if reason == nil || !reason.Happens {
 		l.log.Error("the probe has no such occurrence", "reason", clean(o.Reason, maxField))
@@ -356,10 +360,11 @@ func (l *loop) occurred(rules *Rules, o heard, late bool) {
 		if since == 0 {
 			since = o.at.Mono - lateActor
 		}
-		if a, ok := j.Who(o.Trace, since); ok {
-			f.Actor = &a
-		} else if !late {
-			time.AfterFunc(lateName, func() { l.pass(l.late, o) })
+		switch a, ok := j.Who(o.Trace, since); {
+		case ok && !(a.PID == l.named.PID && a.Time.Equal(l.named.Time)): // what somebody did once happened once
+			f.Actor, l.named = &a, a
+		case l.agent.now().Mono-o.at.Mono < lateName:
+			time.AfterFunc(askAgain, func() { l.pass(l.late, o) })
 			return
 		}
 	}

@@ -341,6 +341,7 @@ func TestOccurrences(t *testing.T) {
 		if o := last[len(last)-1]; o.Reason != "Boom" || o.Probe != "test" {
 			t.Errorf("history ends with %+v", o)
 		}
+		boom.Trace = probes.Key{}
 		for range 1000 {
 			h.Saw(boom)
 		}
@@ -375,11 +376,15 @@ func TestOccurrenceWaitsForItsActor(t *testing.T) {
 		}
 		boom := probes.Occurrence{Reason: "Boom", Subject: "clock", Trace: probes.Key{Domain: "test", Name: "clock"}}
 		see("nobody", lateName, boom, "occurred Boom")
-		r.journal.did(r.cfg.Mono()+lateName/2, "clock", "ns/late")
-		see("later", lateName, boom, "occurred Boom by pod ns/late")
-		see("before", 0, boom, "occurred Boom by pod ns/late")
+		time.AfterFunc(lateName/2, func() { r.journal.did(r.cfg.Mono(), "clock", "ns/late") })
+		see("later", lateName/2+askAgain, boom, "occurred Boom by pod ns/late")
+		see("once more, by nobody", lateName, boom, "occurred Boom")
+		r.journal.did(r.cfg.Mono(), "clock", "ns/before")
+		see("before", 0, boom, "occurred Boom by pod ns/before")
+		r.journal.did(r.cfg.Mono(), "clock", "ns/early")
+		r.wait(time.Millisecond)
 		boom.Since = r.cfg.Mono()
-		see("before it had not happened yet", lateName, boom, "occurred Boom")
+		see("by somebody who did it before", lateName, boom, "occurred Boom")
 		r.wait(2 * time.Second)
 		r.journal.did(r.cfg.Mono()-1500*time.Millisecond, "clock", "ns/slow")
 		see("after a long gap", 0, boom, "occurred Boom by pod ns/slow")

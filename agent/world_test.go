@@ -95,7 +95,9 @@ func (d diary) Who(key probes.Key, since time.Duration) (Actor, bool) {
 
 func (d diary) did(at time.Duration, subject, pod string) {
 	key := probes.Key{Domain: "test", Name: subject}
-	d[key] = append(d[key], entry{at, actor(pod)})
+	by := actor(pod)
+	by.Time = time.Unix(0, int64(at))
+	d[key] = append(d[key], entry{at, by})
 }
 
 // A world feeds looks to the fold, one after the other, and writes down what
