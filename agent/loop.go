@@ -323,7 +323,7 @@ func visible(a, b *state) bool {
 	}
 	for i := range x.Findings {
 		f, g := &x.Findings[i], &y.Findings[i]
-		if !f.same(g) || f.Severity != g.Severity || f.Held != g.Held || f.Waived != g.Waived || f.Observed != g.Observed || (f.Actor == nil) != (g.Actor == nil) {
+		if !f.same(g) || f.Severity != g.Severity || f.Held != g.Held || f.Waived != g.Waived || f.Observed != g.Observed || !sameActor(f.Actor, g.Actor) {
 			return true
 		}
 	}
@@ -342,6 +342,8 @@ const (
 	lateName = 100 * time.Millisecond
 	askAgain = 10 * time.Millisecond
 )
+
+func sameActor(a, b *Actor) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // occurred tells of something that left no state.
 func (l *loop) occurred(rules *Rules, o heard) {

@@ -501,6 +501,15 @@ func TestVisible(t *testing.T) {
 		}
 	}
 	a, b := shown(), shown()
+	a.Condition.Findings[0].Actor, b.Condition.Findings[0].Actor = new(actor("ns/a")), new(actor("ns/a"))
+	if visible(&a, &b) {
+		t.Error("the same actor is news")
+	}
+	b.Condition.Findings[0].Actor.Pod = "ns/b"
+	if !visible(&a, &b) {
+		t.Error("another actor: not seen")
+	}
+	a, b = shown(), shown()
 	b.LastGood, b.Condition.LastCheckTime = Instant{epoch, 1}, epoch
 	if visible(&a, &b) {
 		t.Error("the time of the last look alone is news")
