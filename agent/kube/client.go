@@ -1,21 +1,20 @@
 package kube
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 )
 
 const (
@@ -25,49 +24,53 @@ const (
 	maxReply      = 4 << 20          // bytes; etcd refuses objects above 1.5 MiB
 	maxRetryAfter = 10 * time.Minute // beyond it a server's word is taken for a mistake
 
+	asJSON  = "application/json"
+	asApply = "application/apply-patch+yaml" // of which JSON is a part
+
 	// metadataOnly spares us the Node: 3 to 5 kB instead of 20.
 	metadataOnly = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 )
 
+// An API says where the API server is, and who we are.
+type API struct {
+	URL *url.URL // "https://10.0.0.1:443"
+	// Transport trusts the cluster's authority and signs in with a token; files
+	// are read again when they change.
+	Transport transport.Config
+}
+
 // A client makes single requests: no retry, no throttle, no redirect. When to
-// try again is the publisher's business.
+// try again is the publisher's business. It uses client-go's transport alone:
+// its REST client brings every serializer, 4 MB, for three requests.
 type client struct {
-	rest  *rest.RESTClient
+	http  http.Client
+	url   *url.URL
 	node  string
 	stats *stats
 }
 
-func newClient(cfg *rest.Config, node string, st *stats) (*client, error) {
-	c := rest.CopyConfig(cfg)
-	c.APIPath = "/api"
-	c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
-	c.GroupVersion = &schema.GroupVersion{Version: "v1"}
-	c.NegotiatedSerializer = serializer.NewCodecFactory(runtime.NewScheme()).WithoutConversion()
-	c.QPS = -1
-	c.RateLimiter = nil
-	c.WarningHandlerWithContext = rest.NoWarnings{}
-	if c.UserAgent == "" {
-		c.UserAgent = "nodedrift"
+func newClient(api *API, node string, st *stats) (*client, error) {
+	conf := api.Transport
+	conf.UserAgent = cmp.Or(conf.UserAgent, "nodedrift")
+	if conf.Transport == nil {
+		conf.TLS.NextProtos = []string{"http/1.1"} // a request in 40 min needs no streams, and no pings
 	}
-	c.Wrap(func(rt http.RoundTripper) http.RoundTripper { return bounded{rt} })
-	rc, err := rest.RESTClientFor(c)
+	rt, err := transport.New(&conf)
 	if err != nil {
 		return nil, fmt.Errorf("make an API client: %w", err)
 	}
-	if rc.Client != nil {
-		rc.Client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	}
-	return &client{rest: rc, node: node, stats: st}, nil
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &client{http: http.Client{Transport: rt, CheckRedirect: stay}, url: api.URL, node: node, stats: st}, nil
 }
 
 // read gets the own Node. The API server may answer from its cache unless fresh
 // is asked for: etcd need not be read for each of 5,000 agents that start.
 func (c *client) read(ctx context.Context, fresh bool) (*node, error) {
-	req := c.rest.Get().Resource("nodes").Name(c.node)
+	query := url.Values{}
 	if !fresh {
-		req = req.Param("resourceVersion", "0")
+		query.Set("resourceVersion", "0")
 	}
-	b, err := c.do(ctx, req)
+	b, err := c.do(ctx, http.MethodGet, c.url.JoinPath("api/v1/nodes", c.node), query, http.Header{"Accept": {asJSON}}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("read the own Node: %w", err)
 	}
@@ -76,9 +79,9 @@ func (c *client) read(ctx context.Context, fresh bool) (*node, error) {
 
 // apply replaces all our conditions by the given ones and returns the Node's UID.
 func (c *client) apply(ctx context.Context, list []condition) (uid string, err error) {
-	req := c.rest.Patch(types.ApplyPatchType).Resource("nodes").Name(c.node).SubResource("status").
-		Param("fieldManager", fieldManager).Param("force", "true").SetHeader("Accept", metadataOnly).Body(body(c.node, list))
-	b, err := c.do(ctx, req)
+	query := url.Values{"fieldManager": {fieldManager}, "force": {"true"}}
+	b, err := c.do(ctx, http.MethodPatch, c.url.JoinPath("api/v1/nodes", c.node, "status"), query,
+		http.Header{"Accept": {metadataOnly}, "Content-Type": {asApply}}, body(c.node, list))
 	if err != nil {
 		return "", fmt.Errorf("apply the conditions: %w", err)
 	}
@@ -96,26 +99,36 @@ func (c *client) create(ctx context.Context, e *event) error {
 	if err != nil {
 		return fmt.Errorf("encode an Event: %w", err)
 	}
-	req := c.rest.Post().Namespace(eventNamespace).Resource("events").SetHeader("Accept", metadataOnly).Body(b)
-	if _, err = c.do(ctx, req); err != nil && codeOf(err) != http.StatusConflict {
+	_, err = c.do(ctx, http.MethodPost, c.url.JoinPath("api/v1/namespaces", eventNamespace, "events"), nil,
+		http.Header{"Accept": {metadataOnly}, "Content-Type": {asJSON}}, b)
+	if err != nil && codeOf(err) != http.StatusConflict {
 		return fmt.Errorf("create an Event: %w", err)
 	}
 	return nil
 }
 
 // do makes one request, counts it, and turns its reply into bytes or an *apiError.
-func (c *client) do(ctx context.Context, req *rest.Request) ([]byte, error) {
-	var r reply
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, replyKey{}, &r), deadline)
+func (c *client) do(ctx context.Context, method string, to *url.URL, query url.Values, header http.Header, content []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	b, err := req.MaxRetries(0).Timeout(deadline).DoRaw(ctx)
-	if c.stats.count(r.code, err); err == nil && r.code < 300 {
-		return b, nil
-	}
-	if r.code == 0 || r.code < 300 { // no reply, or its body did not arrive
+	to.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, method, to.String(), bytes.NewReader(content))
+	if err != nil {
 		return nil, err
 	}
-	return nil, &apiError{code: r.code, message: statusMessage(b), retryAfter: r.retryAfter}
+	req.Header = header
+	resp, err := c.http.Do(req)
+	if err != nil {
+		c.stats.count(0, err)
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(&limited{resp.Body, maxReply})
+	c.stats.count(resp.StatusCode, err)
+	if resp.StatusCode >= 300 {
+		return nil, &apiError{code: resp.StatusCode, message: statusMessage(b), retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}
+	}
+	return b, err
 }
 
 // An apiError is an answer other than success.
@@ -159,35 +172,6 @@ func statusMessage(b []byte) string {
 	}
 	return oneLine(string(b[:min(len(b), 1024)]), 256)
 }
-
-// A reply is what client-go does not hand out of an answer.
-type reply struct {
-	code       int
-	retryAfter time.Duration
-}
-
-type replyKey struct{}
-
-// bounded notes the status of each answer and bounds its body.
-type bounded struct{ http.RoundTripper }
-
-func (t bounded) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := t.RoundTripper.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	if r, ok := req.Context().Value(replyKey{}).(*reply); ok {
-		r.code, r.retryAfter = resp.StatusCode, parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
-	}
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{&limited{resp.Body, maxReply}, resp.Body}
-	return resp, nil
-}
-
-// WrappedRoundTripper lets client-go look through.
-func (t bounded) WrappedRoundTripper() http.RoundTripper { return t.RoundTripper }
 
 // limited is an io.LimitedReader that fails instead of pretending an end.
 type limited struct {

@@ -9,13 +9,14 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
@@ -97,6 +98,15 @@ func status(message string) string { return fmt.Sprintf(`{"kind":"Status","messa
 
 func answer(code int, body string) *http.Response {
 	return &http.Response{StatusCode: code, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader([]byte(body)))}
+}
+
+// apiAt is an API server that is reached by a transport; nil: as usual.
+func apiAt(at string, by http.RoundTripper) *API {
+	u, err := url.Parse(at)
+	if err != nil {
+		panic(err)
+	}
+	return &API{URL: u, Transport: transport.Config{Transport: by}}
 }
 
 func refuse(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }
@@ -216,7 +226,7 @@ func newWorld(t *testing.T, change func(*Config)) *world {
 	w.put(good("SysctlDrift"))
 	w.put(good("KubeletDrift"))
 	cfg := Config{Node: "node0", Pod: "nodedrift-x", Types: allTypes, Boot: time.Now().Add(-time.Hour), Source: w.Snapshot, Adopter: w.truth, Ready: w.Ready,
-		RESTConfig: &rest.Config{Host: "http://api", Transport: w.api}, Log: slog.New(slog.NewTextHandler(w.logs, nil))}
+		API: apiAt("http://api", w.api), Log: slog.New(slog.NewTextHandler(w.logs, nil))}
 	if change != nil {
 		change(&cfg)
 	}

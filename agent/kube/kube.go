@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
 )
@@ -45,7 +43,7 @@ const (
 	idle           = time.Hour // nothing to do: look around all the same
 )
 
-// Config is what a [Publisher] is made of. Node, Source and RESTConfig are needed.
+// Config is what a [Publisher] is made of. Node, Source and API are needed.
 type Config struct {
 	Node string // our Node object's name
 	Pod  string // our pod's name; Events carry it
@@ -56,9 +54,7 @@ type Config struct {
 	Types []string
 	Boot  time.Time // when this node booted; conditions written before it are void
 
-	// RESTConfig names the API server: see [rest.InClusterConfig]. A token file
-	// and a CA file are read again when they change.
-	RESTConfig *rest.Config
+	API *API // the API server
 
 	Source  func() agent.Snapshot
 	Adopter agent.Adopter         // nil: nothing is adopted
@@ -111,8 +107,8 @@ type Publisher struct {
 // New returns a publisher that has not talked to anybody yet.
 func New(cfg Config) (*Publisher, error) {
 	switch {
-	case cfg.Node == "" || cfg.Source == nil || cfg.RESTConfig == nil:
-		return nil, errors.New("publish: Node, Source and RESTConfig are needed")
+	case cfg.Node == "" || cfg.Source == nil || cfg.API == nil:
+		return nil, errors.New("publish: Node, Source and API are needed")
 	case cfg.Mode != "" && cfg.Mode != Events && cfg.Mode != Conditions:
 		return nil, errors.New("publish: no such mode: " + string(cfg.Mode))
 	}
@@ -121,7 +117,7 @@ func New(cfg Config) (*Publisher, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	st := newStats()
-	api, err := newClient(cfg.RESTConfig, cfg.Node, st)
+	api, err := newClient(cfg.API, cfg.Node, st)
 	if err != nil {
 		return nil, err
 	}

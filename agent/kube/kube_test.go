@@ -8,8 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"k8s.io/client-go/rest"
-
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
 )
@@ -156,7 +154,7 @@ func TestRestartChangesNothing(t *testing.T) {
 
 		again := newWorld(t, nil)
 		again.api = w.api
-		again.pub.api.rest.Client.Transport = bounded{w.api}
+		again.pub.api.http.Transport = w.api
 		again.list = []agent.Condition{{Type: "SysctlDrift"}, {Type: "KubeletDrift"}} // before the first look
 		again.run(t)
 		sleep(5 * time.Second)
@@ -313,7 +311,7 @@ func TestHangingServer(t *testing.T) {
 		var flying, most int
 		w.api.fail = nil
 		hang := hanging(func(d int) { flying += d; most = max(most, flying) })
-		w.pub.api.rest.Client.Transport = bounded{hang}
+		w.pub.api.http.Transport = hang
 		w.run(t)
 		sleep(10 * time.Minute)
 		if most != 1 {
@@ -561,7 +559,7 @@ func TestLeaveIsBounded(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {
 		w.run(t)
 		sleep(time.Minute)
-		w.pub.api.rest.Client.Transport = bounded{hanging(func(int) {})}
+		w.pub.api.http.Transport = hanging(func(int) {})
 		w.pub.events.add([]agent.Happening{raised("SysctlDrift", "Changed")})
 		from := time.Now()
 		w.stop()
@@ -579,7 +577,7 @@ func BenchmarkNothingNew(b *testing.B) {
 		w.put(good(t))
 	}
 	w.put(bad("SysctlDrift", "a", probes.Critical))
-	p, err := New(Config{Node: "node0", Source: w.Snapshot, RESTConfig: &rest.Config{Host: "http://api", Transport: &fakeAPI{}}})
+	p, err := New(Config{Node: "node0", Source: w.Snapshot, API: apiAt("http://api", &fakeAPI{})})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"k8s.io/client-go/rest"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -143,14 +142,16 @@ func TestTokenIsReloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "token")
 		var sent []string
-		srv := transport(func(r *http.Request) (*http.Response, error) {
+		srv := answers(func(r *http.Request) (*http.Response, error) {
 			sent = append(sent, r.Header.Get("Authorization"))
 			return answer(200, `{"metadata":{"uid":"u"}}`), nil
 		})
 		if err := os.WriteFile(file, []byte("first"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := newClient(&rest.Config{Host: "http://api", BearerTokenFile: file, Transport: srv}, "node0", newStats())
+		api := apiAt("http://api", srv)
+		api.Transport.BearerTokenFile = file
+		c, err := newClient(api, "node0", newStats())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,9 +167,9 @@ func TestTokenIsReloaded(t *testing.T) {
 	})
 }
 
-type transport func(*http.Request) (*http.Response, error)
+type answers func(*http.Request) (*http.Response, error)
 
-func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+func (f answers) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestLongReplyIsRefused(t *testing.T) {
 	t.Parallel()
@@ -178,7 +179,7 @@ func TestLongReplyIsRefused(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	c, err := newClient(&rest.Config{Host: srv.URL}, "node0", newStats())
+	c, err := newClient(apiAt(srv.URL, nil), "node0", newStats())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"k8s.io/client-go/rest"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/agent/kube"
@@ -71,17 +68,13 @@ func (a *apiServer) publisher(mode string) (*kube.Publisher, error) {
 	if mode == modeObserve {
 		return nil, nil
 	}
-	conf, err := rest.InClusterConfig()
-	if errors.Is(err, rest.ErrNotInCluster) {
+	api := inCluster()
+	if api == nil {
 		d.log.Warn("not in a cluster: metrics and logs only")
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	conf.UserAgent = "nodedrift/" + version
 	return kube.New(kube.Config{
-		Node: d.flags.node, Pod: d.flags.pod, Mode: kube.Mode(mode), Types: conditionTypes(), Boot: d.boot.At, RESTConfig: conf,
+		Node: d.flags.node, Pod: d.flags.pod, Mode: kube.Mode(mode), Types: conditionTypes(), Boot: d.boot.At, API: api,
 		Source: d.snapshot, Adopter: d.agent, Ready: a.readiness, Log: d.log,
 	})
 }

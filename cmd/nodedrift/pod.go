@@ -1,15 +1,34 @@
 package main
 
 import (
+	"net"
+	"net/url"
 	"os"
 	"strings"
 
+	"k8s.io/client-go/transport"
+
+	"github.com/nodedrift/nodedrift/agent/kube"
 	"github.com/nodedrift/nodedrift/probes/konnectivity"
 )
 
-// tokenFile is where a pod has its service account's credential (the volume of the
-// DaemonSet). It is the agent's own file, not the node's.
-const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+// Where a pod has its service account's credential and the cluster's authority (the
+// volume of the DaemonSet). They are the agent's own files, not the node's.
+const (
+	tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+	caFile    = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+)
+
+// inCluster is the API server as kubelet tells it to each pod ("Accessing the
+// Kubernetes API from a Pod"); nil outside of one.
+func inCluster() *kube.API {
+	name, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+	if name == "" || port == "" {
+		return nil
+	}
+	return &kube.API{URL: &url.URL{Scheme: "https", Host: net.JoinHostPort(name, port)}, Transport: transport.Config{
+		UserAgent: "nodedrift/" + version, BearerTokenFile: tokenFile, TLS: transport.TLSConfig{CAFile: caFile}}}
+}
 
 // ownPod is how the API server knows this pod; zero outside of one.
 func ownPod() konnectivity.Self {
