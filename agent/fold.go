@@ -75,7 +75,7 @@ type standing struct {
 	First     Instant       // first seen
 	Gone      time.Duration // monotonic: first missed by a look that could see it; 0 while seen
 	Confirmed bool          // its hold is over
-	Raised    time.Duration // monotonic: when it was confirmed
+	Raised    time.Duration // monotonic: when it was confirmed, or came back within its clear time
 	CleanAt   time.Duration // monotonic: start of the last look without it; whoever did it did it later
 	SeenAt    time.Duration // monotonic: start of the last look with it; whoever mended it did it later
 	Blind     time.Duration // monotonic: start of the first of the looks in a row that could not judge it; 0: the last one could
@@ -175,7 +175,7 @@ func (s *state) take(sub *subject, rules *Rules, look *looked, now Instant) erro
 			n := &merged[at]
 			n.First, n.Confirmed, n.Raised = o.First, o.Confirmed, o.Raised
 			if o.Gone != 0 { // somebody did it again since
-				n.CleanAt, n.moved = min(o.Gone, n.CleanAt), true
+				n.CleanAt, n.Raised, n.moved = min(o.Gone, n.CleanAt), now.Mono, true
 			} else {
 				n.CleanAt, n.Actor, n.moved = o.CleanAt, o.Actor, n.F.Observed != o.F.Observed
 			}

@@ -623,8 +623,17 @@ func TestAttribution(t *testing.T) {
 		}
 		w.expect(m, see(), "False OK, cleared Traced True>False by pod ns/mender")
 	})
-	for name, again := range map[string]string{"who does it again within its clear time is named": "ns/b", "who did it before is not": ""} {
-		t.Run(name, func(t *testing.T) {
+	const b, nobody = "it is 0, want 1; by pod ns/b; acts: you", "it is 0, want 1; acts: you"
+	for _, c := range []struct {
+		name       string
+		at         time.Duration // when the journal hears who did it again; 0: never
+		first, end string        // what is said at once, and after a while
+	}{
+		{"who does it again within its clear time is named", 1, b, b},
+		{"also when the journal hears it late", s / 2, nobody, b},
+		{"and nobody when it never does", 0, nobody, nobody},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.rules = &Rules{Reasons: map[string]ReasonRule{"Traced": {Clear: new(time.Minute)}}}
@@ -637,16 +646,24 @@ func TestAttribution(t *testing.T) {
 			w.expect(1, see(), "True Traced, again 1m0s")
 			w.expect(s, see(), "True Traced, again 59s")
 			w.sleep(s)
-			want := "it is 0, want 1; acts: you"
-			if again != "" {
-				w.journal.did(w.now.Mono, "it", again)
-				want = "it is 0, want 1; by pod ns/b; acts: you"
+			said := func(want string) {
+				t.Helper()
+				if got := w.state.Condition.Message; got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
 			}
-			w.expect(1, see("Traced"), "True Traced")
-			w.expect(s, see("Traced"), "True Traced")
-			if got := w.state.Condition.Message; got != want {
-				t.Errorf("got %q, want %q", got, want)
+			if c.at == 1 {
+				w.journal.did(w.now.Mono, "it", "ns/b")
 			}
+			w.sleep(1)
+			w.fold(see("Traced"))
+			said(c.first)
+			if w.sleep(s / 2); c.at == s/2 {
+				w.journal.did(w.now.Mono, "it", "ns/b")
+			}
+			w.fold(see("Traced"))
+			w.expect(s/2, see("Traced"), "True Traced")
+			said(c.end)
 		})
 	}
 	t.Run("what is owed is told before the status moves on", func(t *testing.T) {
