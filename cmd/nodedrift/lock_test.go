@@ -517,7 +517,12 @@ func (c *cell) goesOn(ctx context.Context, d *daemon) (all []verdict) {
 		}
 		return nil
 	})
-	check("the folder that stays writable", func() error { return memoryFile{c.State}.Save([]byte("{}")) })
+	check("the folder that stays writable: the agent's memory", func() error { // it looks, and so remembers, once it is locked
+		return soon(func() bool {
+			_, err := os.Stat(memoryFile{c.State}.name())
+			return err == nil
+		})
+	})
 	check("a unix socket", func() error {
 		conn, err := net.Dial("unix", c.Socket)
 		if err == nil {
