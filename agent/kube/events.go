@@ -87,10 +87,14 @@ type events struct {
 
 	mu      sync.Mutex
 	queue   []queued
-	reasons map[string]*limiter
+	reasons map[reasonOf]*limiter
 	blind   map[string]bool // conditions whose blindness was told
 	stamp   int64
 }
+
+// A reasonOf is a reason of one condition: the engine's own, such as ProbeFailed,
+// are many conditions'.
+type reasonOf struct{ condition, reason string }
 
 // A limiter lets a few Events of one reason through and folds the rest.
 type limiter struct {
@@ -101,7 +105,7 @@ type limiter struct {
 }
 
 func newEvents(st *stats) *events {
-	return &events{stats: st, reasons: map[string]*limiter{}, blind: map[string]bool{}}
+	return &events{stats: st, reasons: map[reasonOf]*limiter{}, blind: map[string]bool{}}
 }
 
 // add takes in what happened.
@@ -147,14 +151,15 @@ func (e *events) kindOf(h *agent.Happening) string {
 
 // limit queues a happening if its reason has an Event left, or folds it.
 func (e *events) limit(q queued, now time.Time) {
-	l := e.reasons[q.Reason]
+	key := reasonOf{q.Condition, q.Reason}
+	l := e.reasons[key]
 	if l == nil {
 		if len(e.reasons) >= maxReasons { // reasons are a closed set far below this
 			e.stats.dropped.Add(1)
 			return
 		}
 		l = &limiter{bucket: bucket{every: perReasonEvery, burst: perReasonBurst}}
-		e.reasons[q.Reason] = l
+		e.reasons[key] = l
 	}
 	if l.at(now).After(now) {
 		if l.more == 0 {

@@ -469,6 +469,29 @@ func TestRefused(t *testing.T) {
 }
 
 // An Event that the API server finds wrong does not block those behind it.
+// TestEachConditionIsTold holds that what makes many conditions Unknown for one
+// reason is told of each.
+func TestEachConditionIsTold(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, w *world) {
+		w.run(t)
+		sleep(time.Minute)
+		want := []string{"A", "B", "C", "D", "E", "F", "G", "H"}
+		for _, c := range want {
+			w.pub.Publish([]agent.Happening{{Time: time.Now(), Kind: agent.Blinded, Condition: c, From: agent.False, To: agent.Unknown,
+				Reason: agent.ProbeFailed, Severity: probes.Warning, Message: c}})
+		}
+		sleep(time.Minute)
+		w.stop()
+		var got []string
+		for _, e := range w.api.sent() {
+			got = append(got, e.Message)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	})
+}
+
 func TestWrongEventIsDropped(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, w *world) {
 		w.run(t)
