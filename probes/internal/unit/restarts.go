@@ -31,8 +31,9 @@ type restarts struct {
 	moved  bool            // since it was kept
 }
 
-// restarted takes a look at the counter.
-func (c *Checker) restarted(u host.Unit) []probes.Finding {
+// restarted takes a look at the counter. When it cannot be told how long ago
+// restarts were, they are left for the next look.
+func (c *Checker) restarted(u host.Unit, notJudged *[]string) []probes.Finding {
 	l := &c.loop
 	again := strings.HasPrefix(u.SubState, "auto-restart")
 	died := u.Result != "" && u.Result != "success"
@@ -49,17 +50,18 @@ func (c *Checker) restarted(u host.Unit) []probes.Finding {
 	}
 	// Each death is told once: while systemd waits to start it, else afterwards.
 	tell := l.first && !l.told && (again || more > 0)
+	now, counted := time.Duration(0), c.excuse == "" && (len(l.starts) > 0 || more > 0 || tell)
+	if counted {
+		var err error
+		if now, err = c.procs.Uptime(); err != nil {
+			*notJudged = append(*notJudged, c.reason(CrashLooping)+": tell when it was restarted: "+err.Error())
+			return nil
+		}
+	}
 	l.moved = l.moved || !l.first || l.run != u.NRestarts || died
 	l.told = again
 	l.first, l.run = true, u.NRestarts
-	if c.excuse != "" {
-		return nil
-	}
-	if len(l.starts) == 0 && more == 0 && !tell {
-		return nil
-	}
-	now, err := c.procs.Uptime()
-	if err != nil {
+	if !counted {
 		return nil
 	}
 	for range min(more, loopStarts+1) {

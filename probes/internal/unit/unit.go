@@ -157,7 +157,7 @@ func (c *Checker) Look(ctx context.Context) (State, error) {
 	case ok:
 		s.Findings = append(s.Findings, f)
 	}
-	s.Findings = append(s.Findings, c.restarted(u)...)
+	s.Findings = append(s.Findings, c.restarted(u, &s.NotJudged)...)
 	c.excuse = ""
 	if s.Fresh = c.due(&s); s.Fresh {
 		c.lookAtFiles(ctx, &s)

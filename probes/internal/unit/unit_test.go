@@ -24,15 +24,16 @@ import (
 // and its processes are what the test says. Time is the bubble's.
 type bench struct {
 	*Checker
-	t     *testing.T
-	dir   string
-	o     Options
-	unit  host.Unit
-	procs host.Processes
-	fails error
-	asked int
-	boot  time.Time
-	heard heard
+	t        *testing.T
+	dir      string
+	o        Options
+	unit     host.Unit
+	procs    host.Processes
+	fails    error
+	timeless error // of the uptime
+	asked    int
+	boot     time.Time
+	heard    heard
 }
 
 var options = Options{Prefix: "X", Metric: "x", Units: []string{"x.service"}, Owner: probes.AKS,
@@ -133,7 +134,7 @@ func (b *bench) WatchUnits(ctx context.Context, l host.Listener, _ ...string) er
 
 func (b *bench) Process(pid int) (*host.Process, error) { return b.procs.Process(pid) }
 
-func (b *bench) Uptime() (time.Duration, error) { return time.Since(b.boot), nil }
+func (b *bench) Uptime() (time.Duration, error) { return time.Since(b.boot), b.timeless }
 
 // look looks now, with everything heard.
 func (b *bench) look() []string {
@@ -222,6 +223,28 @@ func TestCrashLooping(t *testing.T) {
 		b.wants("almost five minutes", loops)
 		time.Sleep(2 * time.Second)
 		b.wants("five minutes of peace")
+	})
+}
+
+// Restarts of which nobody can tell when they were are not judged, and are not lost.
+func TestRestartsWithoutUptime(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		b.wants("at first")
+		b.timeless = errors.New("read the uptime: permission denied")
+		b.wants("nothing to judge")
+		b.dies(3)
+		b.wants("without the uptime", "? XCrashLooping")
+		if s, _ := b.Look(b.t.Context()); len(s.NotJudged) != 1 || s.NotJudged[0] != "XCrashLooping: tell when it was restarted: read the uptime: permission denied" {
+			b.t.Errorf("not judged %q", s.NotJudged)
+		}
+		if len(b.heard.saw) > 0 {
+			b.t.Errorf("told of %v", b.heard.saw)
+		}
+		b.timeless = nil
+		b.wants("with it", "XCrashLooping x.service")
+		b.timeless = errors.New("read the uptime: permission denied")
+		b.wants("looping, without it", "? XCrashLooping")
 	})
 }
 
