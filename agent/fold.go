@@ -346,7 +346,8 @@ func (s *state) wantsActor(journal Journal, now Instant) bool {
 // decide makes the condition from what stands.
 func (s *state) decide(sub *subject, rules *Rules, look *looked, err error, now Instant) {
 	old := s.Condition
-	blind := err != nil && (look.unable(s.Failing, now) >= rules.patience(sub, err) || s.LastGood == (Instant{}) || old.Status == "" || old.Status == Unknown)
+	blind := err != nil && (look.unable(s.Failing, now) >= rules.patience(sub, err) || s.LastGood == (Instant{}) || old.Status == "" ||
+		old.Status == Unknown && s.Failing < look.at.Mono)
 	c := Condition{Type: sub.spec.Condition, Probe: sub.spec.Name, LastCheckTime: s.LastGood.Wall, LastTransitionTime: old.LastTransitionTime,
 		NotJudged: notJudged(look.NotJudged, s.Dropped)}
 	var unexplained error

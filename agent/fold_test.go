@@ -249,6 +249,15 @@ func TestFailingForAWhile(t *testing.T) {
 			{20 * ms, unableTo("Bad"), "Unknown ProbeFailed"},
 			{20 * ms, see("Bad"), "True Bad, raised Bad Unknown>True"},
 		}},
+		{name: "one failure does not change the reason of Unknown", rules: slow, steps: []step{
+			{0, see("Bad"), "True Bad, raised Bad False>True"},
+			{s, unableTo("Bad"), "True Bad, again 5s"},
+			{5 * s, unableTo("Bad"), "Unknown ProbeFailed, blinded ProbeFailed True>Unknown"},
+			{20 * ms, fail(errDenied), "Unknown ProbeFailed"},
+			{20 * ms, unableTo("Bad"), "Unknown ProbeFailed"},
+			{20 * ms, fail(errDenied), "Unknown ProbeFailed"},
+			{20 * ms, fail(errDenied), "Unknown PermissionDenied"},
+		}},
 		{name: "a verdict is not delayed", rules: slow, steps: []step{
 			{s, fail(errBroken), "False OK, again 5s"},
 			{20 * ms, see("Bad"), "True Bad, raised Bad False>True"},
