@@ -245,3 +245,28 @@ func BenchmarkHeardWrite(b *testing.B) {
 		b.Errorf("%d events keep %d KiB", n, kept>>10)
 	}
 }
+
+// BenchmarkSockets is what it costs to list the connections of kubelet and the agents, and
+// what the table of a network namespace costs in their place.
+func BenchmarkSockets(b *testing.B) {
+	needBPF(b)
+	tr := traced(b)
+	b.Run("iterator", func(b *testing.B) {
+		b.ReportAllocs()
+		n := 0
+		for b.Loop() {
+			n = 0
+			if err := tr.Sockets(func(Socket) { n++ }); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(n), "told")
+	})
+	b.Run("table", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := os.ReadFile("/proc/self/net/tcp"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -15,11 +15,14 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// census asks the kernel which threads of daemons are blocked now. The nil detector
-// cannot.
+// census asks the kernel which threads of daemons are blocked now; it remembers on the way
+// whose connections matter. The nil detector cannot.
 func (d *detector) census() ([]blocked, error) {
 	if d == nil {
 		return nil, errors.New("not attached")
+	}
+	if err := d.coll.Variables[censusVarFound].Set(uint32(0)); err != nil { // shared memory
+		return nil, fmt.Errorf("count blocked threads: %w", err)
 	}
 	f, err := d.links[0].(*link.Iter).Open()
 	if err != nil {

@@ -17,9 +17,12 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	censusMapEvents      = "events"
+	censusMapLeaders     = "leaders"
 	censusMapScratch     = "scratch"
 	censusProgCensus     = "census"
+	censusVarConnected   = "connected"
 	censusVarFilter      = "filter"
+	censusVarFound       = "found"
 	censusVarLevel       = "level"
 	censusVarLost        = "lost"
 	censusVarNames       = "names"
@@ -79,6 +82,7 @@ type censusProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type censusMapSpecs struct {
 	Events  *ebpf.MapSpec `ebpf:"events"`
+	Leaders *ebpf.MapSpec `ebpf:"leaders"`
 	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 }
 
@@ -86,7 +90,9 @@ type censusMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type censusVariableSpecs struct {
+	Connected   *ebpf.VariableSpec `ebpf:"connected"`
 	Filter      *ebpf.VariableSpec `ebpf:"filter"`
+	Found       *ebpf.VariableSpec `ebpf:"found"`
 	Level       *ebpf.VariableSpec `ebpf:"level"`
 	Lost        *ebpf.VariableSpec `ebpf:"lost"`
 	Names       *ebpf.VariableSpec `ebpf:"names"`
@@ -117,12 +123,14 @@ func (o *censusObjects) Close() error {
 // It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
 type censusMaps struct {
 	Events  *ebpf.Map `ebpf:"events"`
+	Leaders *ebpf.Map `ebpf:"leaders"`
 	Scratch *ebpf.Map `ebpf:"scratch"`
 }
 
 func (m *censusMaps) Close() error {
 	return _CensusClose(
 		m.Events,
+		m.Leaders,
 		m.Scratch,
 	)
 }
@@ -131,7 +139,9 @@ func (m *censusMaps) Close() error {
 //
 // It can be passed to loadCensusObjects or ebpf.CollectionSpec.LoadAndAssign.
 type censusVariables struct {
+	Connected   *ebpf.Variable `ebpf:"connected"`
 	Filter      *ebpf.Variable `ebpf:"filter"`
+	Found       *ebpf.Variable `ebpf:"found"`
 	Level       *ebpf.Variable `ebpf:"level"`
 	Lost        *ebpf.Variable `ebpf:"lost"`
 	Names       *ebpf.Variable `ebpf:"names"`

@@ -381,6 +381,10 @@ func (k *line) close() {
 	k.listener.Close()
 }
 
+// The first thread stays the test's own: one that another goroutine has left in a network
+// namespace of its own would be taken for the process's.
+func init() { runtime.LockOSThread() }
+
 // elsewhere runs functions in a network namespace of their own, until the test ends.
 func elsewhere(t *testing.T) (netns uint32, inside func(func() error)) {
 	t.Helper()
@@ -444,11 +448,14 @@ func TestConnectionsToPeersAreHeard(t *testing.T) {
 	defer here.close()
 	inside(func() (err error) { agents, err = newLine(); return err })
 	defer agents.close()
+	later := func() { // as if a minute had passed
+		tr.rare.limit.mu.Lock()
+		defer tr.rare.limit.mu.Unlock()
+		clear(tr.rare.limit.said)
+	}
 	heard := func(k *line) bool {
 		t.Helper()
-		tr.rare.limit.mu.Lock()
-		clear(tr.rare.limit.said) // as if a minute had passed
-		tr.rare.limit.mu.Unlock()
+		later()
 		_ = k.far.SetLinger(0)
 		k.far.Close() // a reset
 		select {
@@ -499,6 +506,26 @@ func TestConnectionsToPeersAreHeard(t *testing.T) {
 		t.Errorf("a connection that ends in order is told of: %+v", o)
 	case <-time.After(200 * time.Millisecond):
 	}
+	agents.listener.Close()
+	later()
+	inside(func() error {
+		if agents.again() == nil {
+			return errors.New("a port that nobody listens on takes a connection")
+		}
+		return nil
+	})
+	for range 100 {
+		if _, ok = tr.Left(netns); !ok {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if ok {
+		t.Error("a peer that refuses is one that is silent")
+	}
+	if o := <-saw; o.Message != "the connection to "+agents.peer.String()+" could not be made: connection refused" {
+		t.Errorf("%+v", o)
+	}
 	tr.Peers([]netip.AddrPort{here.peer, agents.peer}, nil)
 	if _, ok := tr.Left(netns); ok {
 		t.Error("what is known of an agent that is gone is kept")
@@ -545,6 +572,9 @@ func TestConnectionsAreListed(t *testing.T) {
 		t.Errorf("a process of another name is listed: %+v %+v", p, all)
 	}
 	called(t, "proxy-agent")
+	if _, err := tr.count(); err != nil {
+		t.Fatal(err)
+	}
 	netns, inside := elsewhere(t)
 	var k *line
 	inside(func() (err error) { k, err = newLine(); return err })
@@ -593,6 +623,9 @@ func TestTooManyConnections(t *testing.T) {
 	needBPF(t)
 	tr := traced(t)
 	called(t, "kubelet")
+	if _, err := tr.count(); err != nil {
+		t.Fatal(err)
+	}
 	k, err := newLine()
 	if err != nil {
 		t.Fatal(err)
@@ -673,7 +706,7 @@ func TestBlockedThreadIsCounted(t *testing.T) {
 		t.Errorf("a blocked thread was not counted by %s", what)
 		return found
 	}
-	kernel := find("the kernel", tr.state(censusDetector).d.Load().census)
+	kernel := find("the kernel", tr.count)
 	proc := find("/proc", func() ([]blocked, error) { return readCensus("/proc"), nil })
 	if kernel.Switches != proc.Switches || kernel.Thread != proc.Thread || proc.Start == 0 {
 		t.Errorf("the kernel says %d switches of %d, /proc %d of %d (start %d)", kernel.Switches, kernel.Thread, proc.Switches, proc.Thread, proc.Start)

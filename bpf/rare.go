@@ -28,8 +28,8 @@ var rareDetectors = []string{oomDetector, exitDetector, signalDetector, hangDete
 // attachRare loads and attaches one detector of rare events.
 func (l *loader) attachRare(name string, join bool) (*detector, error) {
 	spec, own := map[string]func() (*ebpf.CollectionSpec, error){
-		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, clockDetector: loadClock, censusDetector: loadCensus, socketsDetector: loadSockets,
-	}[name], map[string]any{"filter": commFilter()}
+		oomDetector: loadOom, exitDetector: loadExit, signalDetector: loadSignal, hangDetector: loadHang, clockDetector: loadClock, censusDetector: loadCensus,
+	}[name], map[string]any{"filter": commFilter(func(daemon) bool { return true }), "connected": commFilter(func(d daemon) bool { return d.connected })}
 	if name == exitDetector {
 		own[exitVarJoin] = join
 	}
@@ -41,7 +41,7 @@ func (l *loader) attachRare(name string, join bool) (*detector, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if !v.names && name != socketsDetector {
+		if !v.names {
 			d.walk = l.walk()
 		}
 		if err := l.attachTo(d); err != nil {
@@ -63,11 +63,8 @@ type variant struct {
 }
 
 func variants(name string) []variant {
-	switch name {
-	case signalDetector, clockDetector:
+	if name == signalDetector || name == clockDetector {
 		return []variant{{true, "_probed"}, {true, "_direct"}, {false, "_probed"}}
-	case socketsDetector:
-		return []variant{{}}
 	}
 	return []variant{{names: true}, {}}
 }
@@ -98,7 +95,7 @@ func (l *loader) attachTo(d *detector) error {
 	for name, p := range d.coll.Programs {
 		var at link.Link
 		var err error
-		if name == censusProgCensus || name == socketsProgSockets {
+		if name == censusProgCensus {
 			at, err = link.AttachIter(link.IterOptions{Program: p})
 		} else {
 			at, err = link.AttachTracing(link.TracingOptions{Program: p})
@@ -117,20 +114,25 @@ type daemon struct {
 	comm  string
 	units []string // as one of them,
 	pod   string   // or in a pod of this namespace
+
+	connected bool // its connections matter
 }
 
 var daemons = []daemon{
-	{comm: "kubelet", units: []string{"kubelet.service"}},
+	{comm: "kubelet", units: []string{"kubelet.service"}, connected: true},
 	{comm: "containerd", units: []string{"containerd.service"}},
 	{comm: "chronyd", units: []string{"chrony.service", "chronyd.service"}},
 	{comm: "kube-proxy", units: []string{"kube-proxy.service"}, pod: "kube-system/"},
-	{comm: "proxy-agent", pod: "kube-system/"}, // konnectivity-agent
+	{comm: "proxy-agent", pod: "kube-system/", connected: true}, // konnectivity-agent
 }
 
-// commFilter is the filter of headers/event.h.
-func commFilter() []byte {
+// commFilter is the filter of headers/event.h, of some daemons.
+func commFilter(of func(daemon) bool) []byte {
 	filter := make([]byte, 1024/8)
 	for _, d := range daemons {
+		if !of(d) {
+			continue
+		}
 		h := hashKey(d.comm) % 1024
 		filter[h/8] |= 1 << (h % 8)
 	}

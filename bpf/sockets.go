@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -50,10 +51,50 @@ type connection struct {
 
 const socketsDetector = "sockets"
 
+// attachSockets loads and attaches the iterator of the connections of those that a
+// census remembers.
+func (l *loader) attachSockets(census *detector) (*detector, error) {
+	if census == nil {
+		return nil, errors.New("without the census nobody knows whose connections matter")
+	}
+	spec, err := loadSockets()
+	if err != nil {
+		return nil, err
+	}
+	d, leaders := &detector{}, census.coll.Maps["leaders"]
+	if d.coll, err = l.load(spec, nil, map[string]*ebpf.Map{"leaders": leaders}); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	at, err := link.AttachIter(link.IterOptions{Program: d.coll.Programs[socketsProgSockets], Map: leaders})
+	if err != nil {
+		d.close()
+		return nil, fmt.Errorf("attach %s: %w", socketsProgSockets, plain(err))
+	}
+	d.links = append(d.links, at)
+	return d, nil
+}
+
+// count takes a census, the only one at a time, and says how many it remembers.
+func (t *Tracer) count() ([]blocked, error) {
+	t.walks.Lock()
+	defer t.walks.Unlock()
+	census := t.state(censusDetector).d.Load()
+	all, err := census.census()
+	if s := t.state(socketsDetector); s != nil && s.d.Load() != nil {
+		var found uint32
+		if err == nil {
+			err = census.coll.Variables[censusVarFound].Get(&found)
+		}
+		err = errors.Join(err, s.d.Load().coll.Variables[socketsVarKnown].Set(found))
+	}
+	return all, err
+}
+
 // Sockets passes each TCP connection of kubelet and the konnectivity-agents of this
-// node to take, in whatever network namespace, in microseconds. Sockets that listen
-// are left out, and those that their process has closed. An error is that not all
-// can be told. It takes no right to BPF from Linux 5.19 on.
+// node to take, in whatever network namespace, in microseconds. One that was started
+// within the last ten seconds may be missing. Sockets that listen are left out, and
+// those that their process has closed. An error is that not all can be told. It takes
+// no right to BPF from Linux 5.19 on.
 func (t *Tracer) Sockets(take func(Socket)) error {
 	if t == nil {
 		return errors.New("list connections: not attached")
@@ -62,7 +103,9 @@ func (t *Tracer) Sockets(take func(Socket)) error {
 	if s == nil || s.d.Load() == nil {
 		return errors.New("list connections: not attached")
 	}
-	err := s.d.Load().sockets(take)
+	t.walks.Lock()
+	defer t.walks.Unlock()
+	err := t.sockets(s.d.Load(), take)
 	if errors.Is(err, errTooMany) {
 		return err // of this moment
 	}
@@ -74,9 +117,26 @@ func (t *Tracer) Sockets(take func(Socket)) error {
 	return nil
 }
 
+// trySockets finds out whose connections matter, and lists them.
+func (t *Tracer) trySockets() error {
+	s := t.state(socketsDetector)
+	_, err := t.count()
+	if err == nil {
+		t.walks.Lock()
+		err = t.sockets(s.d.Load(), func(Socket) {})
+		t.walks.Unlock()
+	}
+	if err == nil || errors.Is(err, errTooMany) {
+		s.returned()
+		return nil
+	}
+	return err
+}
+
 var errTooMany = errors.New("a process has more files or connections than are looked at")
 
-func (d *detector) sockets(take func(Socket)) error {
+// sockets reads the iterator. The caller holds the lock of walks.
+func (t *Tracer) sockets(d *detector, take func(Socket)) error {
 	f, err := d.links[0].(*link.Iter).Open()
 	if err != nil {
 		return fmt.Errorf("list connections: %w", err)
@@ -85,21 +145,24 @@ func (d *detector) sockets(take func(Socket)) error {
 	var e connection
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e))
 	many := false
-	for buf, kept := make([]byte, 16<<10), 0; ; {
-		n, err := f.Read(buf[kept:])
+	if t.listed == nil {
+		t.listed = make([]byte, 8<<10)
+	}
+	for kept := 0; ; {
+		n, err := f.Read(t.listed[kept:])
 		if errors.Is(err, io.EOF) || err == nil && n == 0 {
 			break
 		}
 		if err != nil {
 			return fmt.Errorf("list connections: %w", err)
 		}
-		rest := buf[:kept+n]
+		rest := t.listed[:kept+n]
 		for ; len(rest) >= len(raw); rest = rest[len(raw):] {
 			copy(raw, rest)
 			many = many || e.More != 0
 			take(Socket{int(e.PID), text(e.Comm[:]), e.Cgroup, e.Netns, e.Local.addr(), e.Remote.addr(), e.State, e.Unacked, uint32(e.Retransmits)})
 		}
-		kept = copy(buf, rest)
+		kept = copy(t.listed, rest)
 	}
 	if many {
 		return fmt.Errorf("list connections: %w", errTooMany)

@@ -16,17 +16,11 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	socketsMapEvents           = "events"
+	socketsMapLeaders          = "leaders"
 	socketsMapScratch          = "scratch"
 	socketsProgSockets         = "sockets"
-	socketsVarFilter           = "filter"
-	socketsVarLevel            = "level"
-	socketsVarLost             = "lost"
-	socketsVarPidsRoot         = "pids_root"
-	socketsVarRoot             = "root"
-	socketsVarTesting          = "testing"
+	socketsVarKnown            = "known"
 	socketsVarTypeOfConnection = "type_of_connection"
-	socketsVarTypeOfEvent      = "type_of_event"
 )
 
 // loadSockets returns the embedded CollectionSpec for sockets.
@@ -78,7 +72,7 @@ type socketsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsMapSpecs struct {
-	Events  *ebpf.MapSpec `ebpf:"events"`
+	Leaders *ebpf.MapSpec `ebpf:"leaders"`
 	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 }
 
@@ -86,14 +80,8 @@ type socketsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type socketsVariableSpecs struct {
-	Filter           *ebpf.VariableSpec `ebpf:"filter"`
-	Level            *ebpf.VariableSpec `ebpf:"level"`
-	Lost             *ebpf.VariableSpec `ebpf:"lost"`
-	PidsRoot         *ebpf.VariableSpec `ebpf:"pids_root"`
-	Root             *ebpf.VariableSpec `ebpf:"root"`
-	Testing          *ebpf.VariableSpec `ebpf:"testing"`
+	Known            *ebpf.VariableSpec `ebpf:"known"`
 	TypeOfConnection *ebpf.VariableSpec `ebpf:"type_of_connection"`
-	TypeOfEvent      *ebpf.VariableSpec `ebpf:"type_of_event"`
 }
 
 // socketsObjects contains all objects after they have been loaded into the kernel.
@@ -116,13 +104,13 @@ func (o *socketsObjects) Close() error {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsMaps struct {
-	Events  *ebpf.Map `ebpf:"events"`
+	Leaders *ebpf.Map `ebpf:"leaders"`
 	Scratch *ebpf.Map `ebpf:"scratch"`
 }
 
 func (m *socketsMaps) Close() error {
 	return _SocketsClose(
-		m.Events,
+		m.Leaders,
 		m.Scratch,
 	)
 }
@@ -131,14 +119,8 @@ func (m *socketsMaps) Close() error {
 //
 // It can be passed to loadSocketsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type socketsVariables struct {
-	Filter           *ebpf.Variable `ebpf:"filter"`
-	Level            *ebpf.Variable `ebpf:"level"`
-	Lost             *ebpf.Variable `ebpf:"lost"`
-	PidsRoot         *ebpf.Variable `ebpf:"pids_root"`
-	Root             *ebpf.Variable `ebpf:"root"`
-	Testing          *ebpf.Variable `ebpf:"testing"`
+	Known            *ebpf.Variable `ebpf:"known"`
 	TypeOfConnection *ebpf.Variable `ebpf:"type_of_connection"`
-	TypeOfEvent      *ebpf.Variable `ebpf:"type_of_event"`
 }
 
 // socketsPrograms contains all programs after they have been loaded into the kernel.

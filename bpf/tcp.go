@@ -63,7 +63,7 @@ type peers struct {
 	netns uint32                   // the node's
 	addrs map[netip.AddrPort]bool  // the API server's, the tunnel's other end
 	pods  []uint32                 // network namespaces of konnectivity-agents
-	left  map[uint32]time.Duration // by such a namespace, when a process of it ended a connection first; monotonic
+	left  map[uint32]time.Duration // by such a namespace, see Left; monotonic
 	test  netip.AddrPort           // its failure is the detector's test
 }
 
@@ -152,8 +152,12 @@ func (t *Tracer) heardTCP(s *state, e *tcpEvent) {
 	peer := e.Peer.addr()
 	t.mu.Lock()
 	watched, test := t.peers.addrs[peer], peer == t.peers.test
-	if watched && e.Kind == tcpLeft && slices.Contains(t.peers.pods, e.Netns) {
+	switch {
+	case !watched || !slices.Contains(t.peers.pods, e.Netns):
+	case e.Kind == tcpLeft:
 		t.peers.left[e.Netns] = time.Duration(e.Time)
+	case e.Kind == tcpFailed && e.Error != 0:
+		delete(t.peers.left, e.Netns)
 	}
 	t.mu.Unlock()
 	if test {

@@ -63,6 +63,9 @@ type Tracer struct {
 	ears   map[*hearing]struct{}
 
 	peers peers
+
+	walks  sync.Mutex // of iterators that share what one of them finds
+	listed []byte     // a buffer, under walks
 }
 
 // A state is the account of one detector.
@@ -289,6 +292,12 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 		t.filter()
 		t.mu.Unlock()
 		reading.Go(func() { read(t, s, w.reader, func(e *sysctlEvent) { t.heardWrite(s, w, e) }) })
+	case socketsDetector:
+		d, err := l.attachSockets(t.state(censusDetector).d.Load())
+		if err != nil {
+			return err
+		}
+		s.d.Store(d)
 	case tcpDetector:
 		d, err := l.attachTCP()
 		if err != nil {
@@ -330,15 +339,12 @@ func (t *Tracer) start(ctx context.Context, l *loader, s *state, reading *sync.W
 // nothing it does changes the node. OOM kills and hung tasks cannot be made.
 func (s *state) try(ctx context.Context, t *Tracer) error {
 	cause := map[string]func() error{
-		sysctlDetector: func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
-		exitDetector:   endThread,
-		signalDetector: func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
-		socketsDetector: func() error {
-			s.returned()
-			return s.d.Load().sockets(func(Socket) {})
-		},
-		clockDetector: readClock,
-		tcpDetector:   t.tryTCP,
+		sysctlDetector:  func() error { _, err := os.ReadFile("/proc/sys/" + testKey); return err },
+		exitDetector:    endThread,
+		signalDetector:  func() error { return unix.Kill(os.Getpid(), unix.SIGURG) }, // the runtime's own; it means nothing
+		clockDetector:   readClock,
+		socketsDetector: t.trySockets,
+		tcpDetector:     t.tryTCP,
 	}[s.name]
 	if cause == nil {
 		return nil
@@ -498,7 +504,7 @@ func (t *Tracer) countLost(s *state) {
 // them, or else /proc is read.
 func (t *Tracer) census(s *state) {
 	from := s.d.Load()
-	all, err := from.census()
+	all, err := t.count()
 	if err != nil {
 		if from != nil { // before Linux 5.19 it takes CAP_BPF, which the agent gives up
 			s.set(false, err.Error())

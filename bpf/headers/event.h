@@ -28,7 +28,7 @@ __u32 testing;               /* the agent's pid while it tests itself */
 __u64 lost;
 const struct event *type_of_event; /* so that its layout is in the object, where a test compares it */
 
-static __always_inline bool watched(struct task_struct *leader)
+static __always_inline bool named(struct task_struct *leader, const __u8 *filter)
 {
 	__u32 h = 2166136261;
 
@@ -43,6 +43,8 @@ static __always_inline bool watched(struct task_struct *leader)
 	h ^= h >> 16;
 	return filter[(h / 8) % (FILTER / 8)] & (1 << (h % 8));
 }
+
+static __always_inline bool watched(struct task_struct *leader) { return named(leader, filter); }
 
 static __always_inline struct event *reserve(__u32 kind)
 {

@@ -20,7 +20,7 @@ typedef _Bool bool;
 #define true 1
 #define false 0
 
-enum { BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_RINGBUF = 27 };
+enum { BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_RINGBUF = 27 };
 enum { BPF_ANY = 0 };
 
 #include <bpf/bpf_helpers.h>
@@ -101,6 +101,7 @@ struct __kernel_timex { unsigned int modes; };
 struct seq_file;
 struct bpf_iter_meta { struct seq_file *seq; };
 struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };
+struct bpf_iter__bpf_map_elem { struct bpf_iter_meta *meta; void *key, *value; };
 
 #pragma clang attribute pop
 

@@ -10,12 +10,13 @@ import (
 	"github.com/nodedrift/nodedrift/bpf"
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
+	"github.com/nodedrift/nodedrift/probes/konnectivity"
 	"github.com/nodedrift/nodedrift/probes/sysctl"
 )
 
 // newTracer makes what the flags and the configuration ask for.
 func newTracer(cfg *config, f *runFlags, node *host.Node, log *slog.Logger) *bpf.Tracer {
-	traces := bpf.Config{Root: f.root, Sysctl: !off(cfg.BPF.Sysctl), Clock: cfg.BPF.Clock, Pods: bpf.NewPodLogs(node.Root), Log: log}
+	traces := bpf.Config{Root: f.root, Sysctl: !off(cfg.BPF.Sysctl), TCP: cfg.enabled("konnectivity"), Clock: cfg.BPF.Clock, Pods: bpf.NewPodLogs(node.Root), Log: log}
 	switch {
 	case f.bpf == flagOff:
 		traces.Off = "BPF is off (--bpf=off)"
@@ -70,4 +71,12 @@ func (p *tracedSysctl) Check(ctx context.Context) (probes.Look, error) {
 func (p *tracedSysctl) Watch(ctx context.Context, h probes.Hearer) error {
 	defer p.trace.OnWrite(h)()
 	return p.Probe.Watch(ctx, h)
+}
+
+// tunnelTrace is the tracer as the konnectivity probe asks it.
+type tunnelTrace struct{ *bpf.Tracer }
+
+// Sockets implements [konnectivity.Tracer].
+func (t tunnelTrace) Sockets(take func(konnectivity.Socket)) error {
+	return t.Tracer.Sockets(func(s bpf.Socket) { take(konnectivity.Socket(s)) })
 }

@@ -23,7 +23,7 @@ func list(cfg *config, node *host.Node, trace *bpf.Tracer) []probes.Probe {
 		kubelet.New(node.Root, node.Proc, node.Units, node.API, section[kubelet.Config](cfg, "kubelet")),
 		containerd.New(node.Root, node.Proc, node.Units, node.CRI, section[containerd.Config](cfg, "containerd")),
 		chrony.New(node.Root, node.Proc, node.Units, section[chrony.Config](cfg, "chrony")),
-		konnectivity.New(node.Root, node.Proc, node.Units, node.CRI, ownPod(), section[konnectivity.Config](cfg, "konnectivity")),
+		konnectivity.New(node.Root, node.Proc, node.Units, node.CRI, ownPod(), tunnelTrace{trace}, section[konnectivity.Config](cfg, "konnectivity")),
 		azurecni.New(node.Root, node.CRI, section[azurecni.Config](cfg, "azurecni")),
 		occurrences(cfg, trace),
 	}

@@ -18,12 +18,21 @@ import (
 // is the node's (sock_diag(7)): no right is needed. The zero value is ready; many
 // goroutines may ask.
 type TCP struct {
+	// Candidates lists connections among which the one that is looked for must be, as near and
+	// far ends. Where it is nil, or fails, the kernel walks its whole table, which takes it
+	// up to 10 ms on a large node.
+	Candidates func() ([][2]netip.AddrPort, error)
+	// Rest is the least time between two such walks; what was known before the last one is
+	// the answer meanwhile.
+	Rest time.Duration
+
 	mu   sync.Mutex
 	fd   int // 0: none
 	buf  []byte
 	last *diagID // of the connection that heard from its peer last
 
-	owner uint64 // cgroup whose connections count; 0: all
+	owner  uint64    // cgroup whose connections count; 0: all
+	walked time.Time // when the kernel walked its table
 }
 
 // Close lets go of the kernel.
@@ -82,23 +91,64 @@ func (t *TCP) Received(from []netip.AddrPort, owner uint64, fresh time.Duration)
 	defer t.mu.Unlock()
 	t.owner = owner
 	if t.last != nil {
-		var known *diagID
-		known, age, err = t.ask(t.last, from)
-		if err == nil && known != nil && age < fresh {
+		t.last, age, err = t.ask(t.last, from)
+		if err == nil && t.last != nil && age < fresh {
 			return age, true, nil
 		}
 	}
-	t.last = nil
+	if t.Candidates != nil {
+		if list, err := t.Candidates(); err == nil {
+			t.last, age, err = t.among(list, from)
+			return age, t.last != nil, err
+		}
+	}
+	if !t.walked.IsZero() && time.Since(t.walked) < t.Rest {
+		return age, t.last != nil, nil
+	}
+	t.walked = time.Now()
+	t.last, age, err = t.walk(from)
+	return age, t.last != nil, err
+}
+
+// walk has the kernel walk its table.
+func (t *TCP) walk(from []netip.AddrPort) (found *diagID, age time.Duration, err error) {
 	for _, port := range ports(from) {
 		id, younger, err := t.dump(from, port)
 		if err != nil {
-			return 0, false, err
+			return nil, 0, err
 		}
-		if id != nil && (!ok || younger < age) {
-			t.last, age, ok = id, younger, true
+		if id != nil && (found == nil || younger < age) {
+			found, age = id, younger
 		}
 	}
-	return age, ok, nil
+	return found, age, nil
+}
+
+// among asks for each connection of a list.
+func (t *TCP) among(list [][2]netip.AddrPort, from []netip.AddrPort) (found *diagID, age time.Duration, err error) {
+	for _, ends := range list {
+		if !slices.Contains(from, ends[1]) {
+			continue
+		}
+		id, younger, err := t.ask(idOf(ends[0], ends[1]), from)
+		if err != nil {
+			return nil, 0, err
+		}
+		if id != nil && (found == nil || younger < age) {
+			found, age = id, younger
+		}
+	}
+	return found, age, nil
+}
+
+// idOf names a connection by its ends alone.
+func idOf(near, far netip.AddrPort) *diagID {
+	id := &diagID{cookie: [2]uint32{^uint32(0), ^uint32(0)}} // INET_DIAG_NOCOOKIE
+	binary.BigEndian.PutUint16(id.sport[:], near.Port())
+	binary.BigEndian.PutUint16(id.dport[:], far.Port())
+	copy(id.src[:], near.Addr().AsSlice())
+	copy(id.dst[:], far.Addr().AsSlice())
+	return id
 }
 
 func ports(of []netip.AddrPort) (list []uint16) {
@@ -134,7 +184,8 @@ func (t *TCP) ask(id *diagID, from []netip.AddrPort) (known *diagID, age time.Du
 	r := diagRequest{family: familyOf(id, from), protocol: unix.IPPROTO_TCP, ext: 1 << (diagInfo - 1), states: 1 << TCPEstablished, id: *id}
 	err = t.each(&r, 0, nil, func(m *diagReply, attributes []byte) {
 		if ms, group, ok := received(attributes); ok && t.counts(group) && m.state == TCPEstablished && slices.Contains(from, m.remote()) {
-			known, age = id, ms
+			found := m.id
+			known, age = &found, ms
 		}
 	})
 	if errors.Is(err, unix.ENOENT) {

@@ -117,6 +117,47 @@ func TestTCPReceived(t *testing.T) {
 	}
 }
 
+// With a list of what may count the kernel walks no table, and without one it does so
+// now and then only.
+func TestTCPReceivedFromAList(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ network, address string }{{"tcp4", "127.0.0.1:0"}, {"tcp6", "[::1]:0"}} {
+		client, server, at := pair(t, c.network, c.address)
+		near := client.LocalAddr().(*net.TCPAddr).AddrPort()
+		server.Write([]byte("x"))
+		if _, err := client.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		failed := error(nil)
+		list := [][2]netip.AddrPort{{at, near}, {netip.AddrPortFrom(near.Addr(), 1), at}, {near, at}}
+		k := TCP{Rest: time.Hour, Candidates: func() ([][2]netip.AddrPort, error) { return list, failed }}
+		t.Cleanup(func() { k.Close() })
+		for range 2 { // of the list, and as the one that is known
+			if age, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute); !ok || err != nil || age > time.Minute {
+				t.Errorf("%s: %v, %v, %v", c.network, age, ok, err)
+			}
+		}
+		if !k.walked.IsZero() {
+			t.Errorf("%s: the kernel has walked its table", c.network)
+		}
+		if _, ok, err := k.Received([]netip.AddrPort{at}, 1<<60, time.Minute); ok || err != nil {
+			t.Errorf("%s: a connection of a cgroup that is not there (%v)", c.network, err)
+		}
+		list = list[:2]
+		if _, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute); ok || err != nil {
+			t.Errorf("%s: a connection that is not in the list (%v)", c.network, err)
+		}
+		failed = os.ErrNotExist
+		if _, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute); !ok || err != nil || k.walked.IsZero() {
+			t.Errorf("%s: without a list: %v, %v", c.network, ok, err)
+		}
+		k.last = nil
+		if _, ok, err := k.Received([]netip.AddrPort{at}, 0, time.Minute); ok || err != nil {
+			t.Errorf("%s: the kernel walks its table again within an hour (%v)", c.network, err)
+		}
+	}
+}
+
 func TestProcessTCP(t *testing.T) {
 	t.Parallel()
 	_, _, at := pair(t, "tcp4", "127.0.0.1:0")

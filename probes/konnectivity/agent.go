@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,11 +21,12 @@ const (
 	// askWithin is how long an agent may take for its metrics: it takes under 1 ms.
 	askWithin = time.Second
 
-	// A table of sockets costs the kernel a walk through its whole hash, milliseconds on a
-	// large node: it is read when something moved, and else rarely; while the tunnel is
-	// down each look reads it anew, since it tells why.
-	tableEach  = time.Minute
-	tableMoved = 10 * time.Second
+	// A table of sockets costs the kernel a walk through its whole hash, 10 ms on a large node.
+	// Where connections are not traced it is read once a minute; when something moved, or the
+	// tunnel is down, every 10 s; and when it goes down at once, since it tells why.
+	tableEach   = time.Minute
+	tableMoved  = 10 * time.Second
+	tableAtOnce = time.Second
 
 	// drops within window are an unstable tunnel.
 	window = 10 * time.Minute
@@ -48,6 +50,10 @@ type memory struct {
 	table    []host.TCPSocket // nil: not read, or of the node's network
 	tableAt  time.Time
 	counters host.TCPCounters
+	up, fell bool // as of this look: it is connected; it was until then
+
+	netns uint32           // inode; 0: not known
+	peers []netip.AddrPort // servers that it was connected to, or tried to be, last
 }
 
 // A state is what one look saw of an agent's tunnel.
@@ -66,11 +72,7 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 		return s, nil
 	}
 	p.keepaliveOf(a, look)
-	each := tableEach
-	if p.moved(a) || a.retransmits() > 0 {
-		each = tableMoved
-	}
-	p.readTable(a, each)
+	p.readSockets(a)
 	address, ok := a.address(a.table)
 	if !ok {
 		return s, fmt.Errorf("ask %s: its address is not known", a.name)
@@ -88,8 +90,10 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 	s.up = t.open > 0 || ready
 	a.count(t, up)
 	a.seen, a.last = true, t
+	a.fell, a.up = a.up && !s.up, s.up
 	if !s.up {
-		p.readTable(a, 0)
+		p.traced.asked = false // before it told that it is not connected, it may have been
+		p.readSockets(a)
 	}
 	p.judge(a, &s, up, look)
 	return s, nil
@@ -178,11 +182,23 @@ func worse(old, now host.TCPCounters) bool {
 	return now.Established < old.Established || now.Failed > old.Failed || now.Reset > old.Reset || now.Retransmitted > old.Retransmitted
 }
 
-// readTable reads the sockets of the agent's network unless that was less than each ago.
-func (p *Probe) readTable(a *agent, each time.Duration) {
+// readSockets takes in the agent's connections to its server: as they are traced, or else
+// by a table, which is not read at every look.
+func (p *Probe) readSockets(a *agent) {
+	traced := p.readTrace(a)
 	if a.sandbox.HostNetwork {
-		a.table = nil // whose a socket is cannot be told there
+		a.table = nil // whose a socket is cannot be told there without a trace, and is not judged with one
 		return
+	}
+	if traced {
+		return
+	}
+	each := tableEach
+	switch {
+	case a.fell:
+		each = tableAtOnce
+	case p.moved(a) || a.retransmits() > 0 || !a.up:
+		each = tableMoved
 	}
 	if age := time.Since(a.tableAt); !a.tableAt.IsZero() && age >= 0 && age < each {
 		return
@@ -193,9 +209,7 @@ func (p *Probe) readTable(a *agent, each time.Duration) {
 		a.table = nil
 		return
 	}
-	a.table = slices.DeleteFunc(all, func(s host.TCPSocket) bool {
-		return s.Remote.Port() != a.flags.serverPort || s.Remote.Addr().IsLoopback() && a.flags.server != s.Remote.Addr().String()
-	})
+	a.table = slices.DeleteFunc(all, func(s host.TCPSocket) bool { return !a.serves(s.Remote) })
 	if a.table == nil {
 		a.table = []host.TCPSocket{}
 	}

@@ -54,6 +54,7 @@ type Probe struct {
 	cri    containerRuntime
 	self   Self
 	tcp    sockets
+	traced traced
 	lookup func(ctx context.Context, name string) ([]netip.Addr, error)
 
 	findEach time.Duration
@@ -80,10 +81,12 @@ type Probe struct {
 	drops  map[string][]time.Duration // of an earlier process of the agent, by key
 }
 
-// New returns a probe of the node's tunnel.
-func New(root tree, procs host.Processes, systemd *host.Systemd, cri *host.CRI, self Self, config Config) *Probe {
-	p := &Probe{config: config, root: root, procs: procs, units: systemd, cri: cri, self: self, tcp: &host.TCP{}, lookup: resolver{root}.lookup,
+// New returns a probe of the node's tunnel; where trace is nil, the kernel's tables are
+// read in its place.
+func New(root tree, procs host.Processes, systemd *host.Systemd, cri *host.CRI, self Self, trace Tracer, config Config) *Probe {
+	p := &Probe{config: config, root: root, procs: procs, units: systemd, cri: cri, self: self, traced: traced{tracer: trace}, lookup: resolver{root}.lookup,
 		findEach: 30 * time.Second, backEach: backEach}
+	p.tcp = &host.TCP{Candidates: p.kubelets, Rest: tableMoved}
 	if config.Back > 0 {
 		p.backEach = config.Back
 	}
@@ -111,11 +114,13 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 	if err != nil {
 		return probes.Look{}, err
 	}
+	p.traced.asked = false
 	p.refresh(ctx)
 	if p.endpoint == nil && errors.Is(p.endpointErr, errNoKubeconfig) && p.agentsErr == nil && len(p.agents) == 0 && p.config.Kubeconfig == "" {
 		return probes.Look{}, fmt.Errorf("%w, and no konnectivity-agent: %w", p.endpointErr, probes.ErrNotApplicable)
 	}
 	err = errors.Join(p.ways(ctx, &look), p.tunnels(ctx, up, &look))
+	p.tellPeers()
 	p.hold(up, &look)
 	look.Keep = p.keep()
 	return look, err

@@ -27,7 +27,7 @@ var ownPod = Self{Namespace: "nodedrift-system", Pod: "nodedrift-x7k2p", Token: 
 
 // newProbe is a probe of a recorded node, whose names are those of its /etc/hosts.
 func newProbe(n *host.Node) probes.Probe {
-	p := New(n.Root, n.Proc, n.Units, n.CRI, ownPod, Config{})
+	p := New(n.Root, n.Proc, n.Units, n.CRI, ownPod, nil, Config{})
 	p.tcp = &fakeSockets{heard: -1, listener: 1}
 	p.lookup = func(_ context.Context, name string) ([]netip.Addr, error) {
 		if ip, err := netip.ParseAddr(name); err == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -24,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/nodedrift/nodedrift/bpf"
 	"github.com/nodedrift/nodedrift/probes"
 	"github.com/nodedrift/nodedrift/probes/host"
 )
@@ -33,6 +35,7 @@ import (
 // every --keepalive-time, gives it up when an answer is late, and tells of that as
 // apiserver-network-proxy v0.36 was seen to.
 func TestMain(m *testing.M) {
+	runtime.LockOSThread() // the first thread stays in the node's network
 	what := os.Getenv("NODEDRIFT_STANDIN")
 	if what != "" {
 		go func(parent int) { // not longer than the test
@@ -43,6 +46,13 @@ func TestMain(m *testing.M) {
 		}(os.Getppid())
 	}
 	switch what {
+	case "recorded":
+		b, err := os.ReadFile(os.Args[1])
+		if err == nil {
+			err = http.ListenAndServe(os.Args[2], http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(b) }))
+		}
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	case "server":
 		fmt.Fprintln(os.Stderr, serveTunnel())
 		os.Exit(1)
@@ -333,6 +343,7 @@ type watched struct {
 	look  probes.Look
 	err   error
 	since map[string]time.Time // findings, by reason, since when they stand
+	ever  map[string]bool      // reasons that were found
 	looks int
 }
 
@@ -347,7 +358,7 @@ func (e ears) Changed() {
 func (e ears) Saw(probes.Occurrence) {}
 func (e ears) Lost(string, uint64)   {}
 
-func (n *tunnel) probe() *Probe {
+func (n *tunnel) probe(trace Tracer) *Probe {
 	n.t.Helper()
 	dir := n.t.TempDir()
 	root, err := host.OpenRoot(dir)
@@ -362,15 +373,15 @@ func (n *tunnel) probe() *Probe {
 	if err := os.WriteFile(filepath.Join(dir, "var/lib/kubelet/kubeconfig"), []byte(config), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
-	p := New(insideRoot{root, n}, host.Processes{}, nil, nil, Self{}, Config{})
+	p := New(insideRoot{root, n}, host.Processes{}, nil, nil, Self{}, trace, Config{})
 	p.procs = onlyAgent{host.OpenProcesses("/proc"), n.agent.Process.Pid}
 	p.cri = oneAgent{host.Sandbox{ID: "a", Namespace: namespace, Name: "konnectivity-agent-x", Ready: true, Known: true, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}}
 	return p
 }
 
-func (n *tunnel) watch() *watched {
-	p := n.probe()
-	w := &watched{since: map[string]time.Time{}}
+func (n *tunnel) watch(trace Tracer) *watched {
+	p := n.probe(trace)
+	w := &watched{since: map[string]time.Time{}, ever: map[string]bool{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	n.t.Cleanup(func() { cancel(); running.Wait() })
@@ -399,6 +410,7 @@ func (w *watched) take(look probes.Look, err error) {
 	w.look, w.err, w.since = look, err, map[string]time.Time{}
 	w.looks++
 	for _, f := range look.Findings {
+		w.ever[f.Reason] = true
 		if w.since[f.Reason] = was[f.Reason]; w.since[f.Reason].IsZero() {
 			w.since[f.Reason] = time.Now()
 		}
@@ -446,15 +458,50 @@ func (w *watched) clean(t *testing.T, within time.Duration, but ...string) {
 	t.Fatalf("it is not in order within %s: %+v (%v)", within, w.look.Findings, w.err)
 }
 
+// tracer is the real one, as the probe asks it.
+type tracer struct{ *bpf.Tracer }
+
+func (t tracer) Sockets(take func(Socket)) error {
+	return t.Tracer.Sockets(func(s bpf.Socket) { take(Socket(s)) })
+}
+
+// trace runs a tracer until the test ends; it is skipped where the kernel allows none.
+func trace(t testing.TB) Tracer {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	tr := tracer{bpf.New(bpf.Config{Root: "/", TCP: true, Log: slog.New(slog.DiscardHandler)})}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { tr.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	<-tr.Tried()
+	for _, s := range tr.States() {
+		if !s.Active && (s.Detector == "sockets" || s.Detector == "tcp") {
+			t.Skip(s.Reason)
+		}
+	}
+	return tr
+}
+
+// bothWays runs a test with traced connections, and with the kernel's tables.
+func bothWays(t *testing.T, test func(*testing.T, func(testing.TB) Tracer)) {
+	t.Parallel()
+	t.Run("traced", func(t *testing.T) { t.Parallel(); test(t, trace) })
+	t.Run("tables", func(t *testing.T) { t.Parallel(); test(t, func(testing.TB) Tracer { return nil }) })
+}
+
 const askEach = "--keepalive-time=30s"
 
 // A server that is killed is told within 3 s, the default hold included; once it is
 // back all is well.
-func TestTunnelServerKilled(t *testing.T) {
-	t.Parallel()
+func TestTunnelServerKilled(t *testing.T) { bothWays(t, testTunnelServerKilled) }
+
+func testTunnelServerKilled(t *testing.T, trace func(testing.TB) Tracer) {
 	n := newTunnel(t, "", askEach)
 	time.Sleep(time.Second) // so that the first look sees the connection, moments before it ends
-	w := n.watch()
+	w := n.watch(trace(t))
 	w.clean(t, 10*time.Second)
 	n.signal(n.server, syscall.SIGKILL)
 	t.Logf("raised after %s", w.raised(t, TunnelDown, 3*time.Second))
@@ -463,14 +510,23 @@ func TestTunnelServerKilled(t *testing.T) {
 }
 
 // A server that is stopped is told within the keepalive and 35 s.
-func TestTunnelServerStopped(t *testing.T) {
-	t.Parallel()
+func TestTunnelServerStopped(t *testing.T) { bothWays(t, testTunnelServerStopped) }
+
+func testTunnelServerStopped(t *testing.T, trace func(testing.TB) Tracer) {
 	const keepalive = 3 * time.Second
 	n := newTunnel(t, "", "--keepalive-time="+keepalive.String())
-	w := n.watch()
+	w := n.watch(trace(t))
 	w.clean(t, 20*time.Second, TunnelKeepaliveUnsafe) // 3 s, so that the test is short; connected, so that there is what stops
+	w.mu.Lock()
+	clear(w.ever) // it has not always been connected
+	w.mu.Unlock()
 	n.signal(n.server, syscall.SIGSTOP)
 	t.Logf("raised after %s", w.raised(t, TunnelNotResponding, keepalive+35*time.Second))
+	w.mu.Lock()
+	if w.ever[TunnelDown] {
+		t.Error("a server that is silent was taken for one that is not there")
+	}
+	w.mu.Unlock()
 	n.signal(n.server, syscall.SIGCONT)
 	began := time.Now()
 	for ; time.Since(began) < 30*time.Second; time.Sleep(50 * time.Millisecond) {
@@ -488,7 +544,7 @@ func TestTunnelServerStopped(t *testing.T) {
 func TestTunnelAgentStopped(t *testing.T) {
 	t.Parallel()
 	n := newTunnel(t, "", askEach)
-	w := n.watch()
+	w := n.watch(nil)
 	w.clean(t, 10*time.Second)
 	n.signal(n.agent, syscall.SIGSTOP)
 	t.Logf("raised after %s", w.raised(t, TunnelAgentHung, 12*time.Second))
@@ -506,7 +562,7 @@ func TestTunnelAgentStopped(t *testing.T) {
 func TestTunnelUnstable(t *testing.T) {
 	t.Parallel()
 	n := newTunnel(t, "", askEach)
-	w := n.watch()
+	w := n.watch(nil)
 	w.clean(t, 10*time.Second)
 	for range drops {
 		n.signal(n.server, syscall.SIGKILL)
@@ -520,7 +576,7 @@ func TestTunnelUnstable(t *testing.T) {
 func TestTunnelHostileAnswers(t *testing.T) {
 	for _, hostile := range []string{"1 GB", "a million series", "gzip", "redirect", "endless head", "drip"} {
 		n := newTunnel(t, hostile, askEach)
-		p := n.probe()
+		p := n.probe(nil)
 		time.Sleep(500 * time.Millisecond) // it starts
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

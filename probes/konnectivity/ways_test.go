@@ -93,7 +93,7 @@ func realProbe(t testing.TB, server *httptest.Server) *Probe {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	p := New(root, host.OpenProcesses("/proc"), nil, nil, ownPod, Config{})
+	p := New(root, host.OpenProcesses("/proc"), nil, nil, ownPod, nil, Config{})
 	p.cri = noAgents{}
 	p.tcp = &fakeSockets{heard: -1, listener: 1}
 	return p
