@@ -11,10 +11,6 @@ import (
 	"time"
 )
 
-func init() {
-	fixtureOnly["TunnelReset"] = "no probe names peers yet: bpf's tests reset a connection, on the kernel"
-}
-
 // holder runs a pod that writes a file and stays, and returns when it runs.
 func holder(t *testing.T, node, name, file, value string) {
 	t.Helper()

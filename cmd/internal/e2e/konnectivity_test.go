@@ -98,6 +98,48 @@ func healthyTunnel(t *testing.T, node string) {
 	}
 }
 
+// A connection to the API server that is reset is an Event. That kubelet is restarted,
+// which ends all of its connections, is none.
+func TestResetIsTold(t *testing.T) {
+	need(t)
+	const node = "node2"
+	healthyTunnel(t, node)
+	resets := func(now []event) (said []string) {
+		for _, e := range now {
+			if e.Reason == "TunnelReset" {
+				said = append(said, e.Message)
+			}
+		}
+		return said
+	}
+	told := newEvents(t, node)
+	sh(t, node, "systemctl restart kubelet; sleep 10")
+	if said := resets(told()); len(said) > 0 {
+		t.Errorf("kubelet is restarted: %q", said)
+	}
+	told = newEvents(t, node)
+	t.Cleanup(func() {
+		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", "iptables -D"+toAPI+"-j REJECT --reject-with tcp-reset")
+	})
+	began := time.Now()
+	sh(t, node, "iptables -I"+toAPI+"-j REJECT --reject-with tcp-reset; sleep 12; iptables -D"+toAPI+"-j REJECT --reject-with tcp-reset")
+	var said []string
+	for len(said) == 0 {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("no Event tells that connections are reset: %+v", told())
+		}
+		time.Sleep(100 * time.Millisecond)
+		said = resets(told())
+	}
+	took := time.Since(began)
+	t.Logf("%.1f s: %q", took.Seconds(), said)
+	if len(said) > 1 || !strings.Contains(said[0], "the connection to 10.240.0.1:443 was reset") {
+		t.Errorf("it says %q", said)
+	}
+	record("TunnelReset", "Event", took, 0)
+	until(t, node, tunnelCondition, 2*time.Minute, isFalse)
+}
+
 // A node whose way to the API server is cut cannot tell the API server: its own
 // document has it.
 func TestKonnectivityForward(t *testing.T) {
