@@ -5,8 +5,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ARCH     = $(shell $(GO) env GOARCH)
-# grpcnotrace keeps html/template out of the binary: 4 MB. The same source is the same binary.
-BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags grpcnotrace -ldflags "-s -w -X main.version=$(VERSION)"
+# The tags keep html/template out of the binary, 4 MB, and net/http's own HTTP/2, which nothing here speaks, 0.5 MB. The same source is the same binary.
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags grpcnotrace,nethttpomithttp2 -ldflags "-s -w -X main.version=$(VERSION)"
 BUILDAH  = buildah --storage-driver vfs
 SOURCES  = $(shell find cmd agent probes bpf -name '*.go' -o -name '*.yaml' -o -name '*.tsv' -o -name '*.o' 2>/dev/null) go.mod go.sum
 

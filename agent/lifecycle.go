@@ -103,11 +103,13 @@ func (a *Agent) live(ctx context.Context) {
 	if a.cfg.Lifecycle != nil {
 		go a.listen(ctx)
 	}
-	tick := time.NewTicker(keepEvery)
+	tick := time.NewTimer(0)
 	defer tick.Stop()
 	first := true
 	for ctx.Err() == nil {
-		a.heartbeat.Store(int64(a.now().Mono))
+		now := a.now().Mono
+		a.heartbeat.Store(int64(now))
+		tick.Reset(toBeat(now, keepEvery))
 		a.follow(ctx, first)
 		first = false
 		select {

@@ -39,6 +39,7 @@ type loop struct {
 	strain Strain // as last read
 	stat   stat
 	turn   atomic.Int64 // monotonic, ns: when the loop last turned
+	period atomic.Int64 // ns: how long it may be until it turns again
 
 	mu   sync.Mutex // guards what other goroutines read
 	view view
@@ -193,7 +194,8 @@ func (l *loop) run(ctx context.Context) {
 // look takes one look and folds it. It returns when the next one is due.
 func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	seen := l.see(ctx, eye)
-	every := rules.every(&l.sub.spec)
+	every := max(rules.every(&l.sub.spec), seen.Next)
+	l.period.Store(int64(every))
 	if ctx.Err() != nil {
 		return every
 	}
@@ -207,21 +209,13 @@ func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	if changed {
 		l.agent.tell(happened)
 	}
-	return sooner(max(again, 0), onBeat(l.agent.now().Mono, every-every/10+rand.N(every/10+1), every))
+	return sooner(max(again, 0), toBeat(l.agent.now().Mono, every))
 }
 
-// onBeat moves a look that is due in a while to a whole second of the monotonic
-// clock, at most a period from now: the agent then wakes once for all its probes.
-func onBeat(now, due, every time.Duration) time.Duration {
-	if every < time.Second {
-		return due
-	}
-	due = (now + due).Round(time.Second) - now
-	if due > every {
-		due -= time.Second
-	}
-	return max(due, 0)
-}
+// toBeat is how long it is until the next whole multiple of a period on the
+// monotonic clock: the agent then wakes once for all its probes. Nodes do not beat
+// together, as each counts from its own boot.
+func toBeat(now, every time.Duration) time.Duration { return every - now%every }
 
 // see looks, and looks again while the agent itself is starved and the look
 // would say something bad: its own lack of CPU is not the node's fault. Strain is

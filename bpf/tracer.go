@@ -436,6 +436,20 @@ func by(a *actorEvent) Actor {
 	return Actor{PID: int(a.PID), Comm: printable(text(a.Comm[:]), 64), Time: at(time.Duration(a.Time), time.Now(), monotonic())}
 }
 
+// HearsWrites tells whether every write of a watched key of /proc/sys is heard.
+func (t *Tracer) HearsWrites() bool {
+	if t == nil {
+		return false
+	}
+	s := t.state(sysctlDetector)
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active
+}
+
 func monotonic() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
@@ -443,12 +457,12 @@ func monotonic() time.Duration {
 }
 
 // countEvery is how often lost events are counted.
-const countEvery = time.Second
+const countEvery = 5 * time.Second
 
 // mind counts lost events and blocked threads until ctx ends. Any loss asks for
 // a full look.
 func (t *Tracer) mind(ctx context.Context) {
-	tick := time.NewTicker(countEvery)
+	tick := time.NewTimer(0)
 	defer tick.Stop()
 	var counted, logged time.Time
 	if t.ReadsLog() {
@@ -459,6 +473,7 @@ func (t *Tracer) mind(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
+			tick.Reset(countEvery - monotonic()%countEvery) // when probes look, too
 			for _, s := range t.states {
 				t.countLost(s)
 			}

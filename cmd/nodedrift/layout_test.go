@@ -19,7 +19,7 @@ const module = "github.com/nodedrift/nodedrift"
 // deps lists what a package pulls in, for the binary as it is shipped.
 func deps(t *testing.T, pkg string) []string {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-deps", "-tags", "grpcnotrace", pkg)
+	cmd := exec.Command("go", "list", "-deps", "-tags", "grpcnotrace,nethttpomithttp2", pkg)
 	cmd.Env = append(cmd.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.Output()
 	if err != nil {

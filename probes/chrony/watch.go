@@ -21,7 +21,7 @@ type reading struct {
 
 const (
 	beat       = time.Second
-	strainEach = 10 // beats; and after each gap, which it must explain
+	strainEach = 10 // seconds, and whole ones: when others look, too; and after each gap, which it must explain
 	leastStep  = 50 * time.Millisecond
 	leastGap   = 2 * time.Second
 	stepAfter  = time.Minute // a step within it of a freeze is the freeze's
@@ -78,11 +78,7 @@ func rounded(d time.Duration) time.Duration {
 }
 
 func clockOf(id int32) time.Duration {
-	var t unix.Timespec
-	if unix.ClockGettime(id, &t) != nil {
-		return 0
-	}
-	return time.Duration(t.Nano())
+	return host.Clock(id)
 }
 
 // watchClock beats once a second and is woken when the clock is set
@@ -127,9 +123,11 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 	gauge := host.NewStrainGauge()
 	defer gauge.Close()
 	var w witness
-	tick := time.NewTimer(host.ToBeat())
-	defer tick.Stop()
-	for beats := 0; ; beats++ {
+	second, err := host.Beats(ctx)
+	if err != nil {
+		return err
+	}
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -137,13 +135,12 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 			if err != nil {
 				return fmt.Errorf("hear the clock being set: %w", err)
 			}
-		case <-tick.C:
+		case <-second:
 		}
-		tick.Reset(host.ToBeat())
 		// A step between the first two is of this reading, and later than its mono.
 		mono, real, boot := clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_BOOTTIME)
 		now := reading{real, mono, boot, w.last.strain}
-		if beats%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
+		if int(now.mono.Round(beat)/beat)%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
 			now.strain, _ = gauge.Read() // not told: a gap is then taken for a freeze
 		}
 		what, froze := w.hear(now)

@@ -97,7 +97,7 @@ func (g *StrainGauge) Close() error {
 func (g *StrainGauge) Read() (Strain, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := Strain{Paused: max(clock(unix.CLOCK_BOOTTIME)-clock(unix.CLOCK_MONOTONIC), 0)}
+	s := Strain{Paused: max(Clock(unix.CLOCK_BOOTTIME)-Clock(unix.CLOCK_MONOTONIC), 0)}
 	var errs [2]error
 	s.Delayed, errs[0] = g.delayed()
 	s.Throttled, errs[1] = g.throttled()

@@ -15,7 +15,7 @@ func (p Processes) Uptime() (time.Duration, error) {
 	case "":
 		return 0, errors.New("tell the uptime: no /proc")
 	case "/proc": // its uptime file is this clock in text
-		return clock(unix.CLOCK_BOOTTIME).Truncate(10 * time.Millisecond), nil
+		return Clock(unix.CLOCK_BOOTTIME).Truncate(10 * time.Millisecond), nil
 	}
 	text, err := p.file("uptime")
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	beat      = time.Second
-	quickBeat = 400 * time.Millisecond // where an agent runs
+	beat     = time.Second
+	halfBeat = beat / 2
 	// froze is how late a beat is when the node stood still, or the agent was kept from
 	// running: either way nothing is to be held against others.
 	froze = 2 * time.Second
@@ -26,8 +26,11 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	defer cancel()
 	files := make(chan error, 1)
 	go func() { files <- p.root.Watch(ctx, h, certificates...) }()
-	tick := time.NewTimer(host.ToBeat())
-	defer tick.Stop()
+	second, err := host.Beats(ctx)
+	if err != nil {
+		return err
+	}
+	var half <-chan time.Time // of a second, where an agent runs
 	ear := ear{seen: map[*host.Process]host.TCPCounters{}}
 	last := p.uptime()
 	for {
@@ -37,23 +40,22 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 			return nil
 		case err := <-files:
 			return err
-		case <-tick.C:
+		case <-half:
+			half = nil
+		case <-second:
+			half = nil
+			if p.agentsHere() {
+				half = time.After(halfBeat)
+			}
 		}
-		tick.Reset(host.ToBeat())
 		now := p.uptime()
 		if last > 0 && now-last > beat+froze {
 			p.frozen.Store(int64(now))
 		}
 		last = now
-		worse, agents := p.heard(&ear)
-		if worse {
+		if p.heard(&ear) {
 			h.Changed()
 		}
-		next := beat
-		if agents {
-			next = quickBeat
-		}
-		tick.Reset(next)
 	}
 }
 
@@ -70,9 +72,14 @@ type ear struct {
 	seen map[*host.Process]host.TCPCounters
 }
 
-// heard tells whether something became worse in an agent's network, or an agent ended,
-// and whether there are agents at all.
-func (p *Probe) heard(e *ear) (any, agents bool) {
+func (p *Probe) agentsHere() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.agents) > 0
+}
+
+// heard tells whether something became worse in an agent's network, or an agent ended.
+func (p *Probe) heard(e *ear) (any bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, a := range p.agents {
@@ -89,5 +96,5 @@ func (p *Probe) heard(e *ear) (any, agents bool) {
 			delete(e.seen, process)
 		}
 	}
-	return any, len(p.agents) > 0
+	return any
 }
