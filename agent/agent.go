@@ -8,11 +8,13 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -260,6 +262,9 @@ func (a *Agent) Snapshot() Snapshot {
 		if v.source != nil {
 			src := *v.source
 			src.Lost = l.stat.lost.Load()
+			if l.sub.spec.Condition == "" {
+				src.Error = cmp.Or(src.Error, strings.Join(v.condition.NotJudged, "; "))
+			}
 			s.Sources = append(s.Sources, src)
 		}
 		if v.notApplicable != "" {

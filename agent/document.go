@@ -132,8 +132,8 @@ type Occurrence struct {
 type Source struct {
 	Probe   string `json:"probe"`
 	Hearing bool   `json:"hearing"` // subscribed; otherwise the sweep alone sees changes
-	Error   string `json:"error"`
-	Lost    uint64 `json:"lost"` // events lost, each answered by a full look
+	Error   string `json:"error"`   // why it does not hear; of a probe without a condition, what it hears no more than in part
+	Lost    uint64 `json:"lost"`    // events lost, each answered by a full look
 }
 
 // A Happening is told once: a finding raised or cleared, a probe gone blind, an

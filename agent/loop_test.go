@@ -299,6 +299,28 @@ func TestWatchAgain(t *testing.T) {
 	}, p)
 }
 
+// What a probe without a condition cannot hear is told with its source.
+func TestHearsInPart(t *testing.T) {
+	t.Parallel()
+	p, judging := newListener("ears"), newListener("test")
+	p.spec.Condition = ""
+	deaf := looked{Look: probes.Look{NotJudged: []string{"Boom: no such hook", "Bang: no\nhook"}}}
+	p.set(deaf)
+	judging.set(deaf)
+	inBubble(t, func(r *rig) {
+		r.start().wait(time.Second)
+		sources := r.agent.Snapshot().Sources
+		if want := (Source{Probe: "ears", Hearing: true, Error: `Boom: no such hook; Bang: no\nhook`}); sources[0] != want || sources[1].Error != "" {
+			t.Errorf("sources %+v, want %+v", sources, want)
+		}
+		p.set(see())
+		r.wait(time.Hour)
+		if s := r.agent.Snapshot().Sources[0]; s.Error != "" {
+			t.Errorf("source %+v though it hears all", s)
+		}
+	}, p, judging)
+}
+
 // TestLost holds that lost events are counted and answered by a look.
 func TestLost(t *testing.T) {
 	t.Parallel()

@@ -176,6 +176,11 @@ func table(d *agent.Document, wide, color bool) string {
 	for _, n := range d.NotApplicable {
 		t.row("", n.Probe, "n/a", "", n.Why)
 	}
+	for _, s := range d.Sources {
+		if s.Hearing && s.Error != "" {
+			t.row("", s.Probe, "not judged", "", s.Error)
+		}
+	}
 	return t.String() + "\n" + sentence(d.Node, drifting, unknown, fine, len(d.NotApplicable)) + "\n"
 }
 

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"reflect"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nodedrift/nodedrift/agent"
 )
 
 // Typed from proc_pid_status(5), with the sets of the pod: before the lock was taken
@@ -81,5 +84,19 @@ func TestSelfSaysWhatIsOpen(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("it does not say %q:\n%s", want, &out)
 		}
+	}
+}
+
+// What cannot be heard is in the table of status.
+func TestStatusTellsWhatIsNotHeard(t *testing.T) {
+	t.Parallel()
+	d := &agent.Document{Node: "node0", Sources: []agent.Source{{Probe: "sysctl", Hearing: true}, {Probe: "chrony", Error: "no such bus"},
+		{Probe: "bpf", Hearing: true, Error: "ClockStepped: detector clock: refused"}}}
+	var out bytes.Buffer
+	if err := (&cli{out: &out}).print(d, "table"); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(strings.Fields(out.String()), " "); !strings.Contains(got, "bpf not judged ClockStepped: detector clock: refused node0: 0 drifting") || strings.Contains(got, "sysctl") {
+		t.Error(got)
 	}
 }
