@@ -116,6 +116,7 @@ func BenchmarkRejected(b *testing.B) {
 		{"sysctl-read", sysctlDetector, func() error { _, err := key.ReadAt(make([]byte, len(value)), 0); return err }},
 		{"exit", exitDetector, endThread},
 		{"signal", signalDetector, func() error { return unix.Kill(os.Getpid(), unix.SIGTERM) }},
+		{"clock-read", clockDetector, readClock}, // chronyd's, some times a minute
 		{"tcp", tcpDetector, func() error {
 			if c, err := net.Dial("tcp4", port); err == nil {
 				c.Close()
@@ -126,7 +127,10 @@ func BenchmarkRejected(b *testing.B) {
 		b.Run(kind.name, func(b *testing.B) {
 			needBPF(b)
 			without := perEvent(b, kind.cause)
-			tr := traced(b, "kernel/another")
+			tr := tracedWith(b, Config{Sysctl: true, TCP: true, Clock: kind.detector == clockDetector}, "kernel/another")
+			if tr.state(kind.detector).d.Load() == nil {
+				b.Skip(tr.States())
+			}
 			programs := programsOf(b, tr.state(kind.detector).d.Load())
 			stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 			if err != nil {
