@@ -62,6 +62,7 @@ e2e: image # on a lab of real Kubernetes nodes; needs root
 bench: modules image # ratios against naive twins, and the agent's own footprint in the lab
 	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/... ./bpf
 	$(GO) test -run '^$$' -bench EventToFinding -benchtime 1000x ./cmd/nodedrift
+	$(GO) test -count=1 -v -run RequestsInSteadyState ./probes/konnectivity
 	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e
 
 KERNELS ?= 5.10 6.1 6.12 newest

@@ -137,7 +137,7 @@ var reasons = []probes.Reason{
 		Breaks:         "Nothing when it is made again at once; often or for long: logs, exec, webhooks and aggregated APIs fail.",
 		Confirm:        "ss -tni dst ADDRESS; kubectl -n kube-system logs -l app=konnectivity-agent",
 		Mend:           "Once: nothing. Often: look at the node's way out, a firewall, a NAT gateway out of ports, an idle timeout.",
-		FalsePositives: "A control plane that is updated.",
+		FalsePositives: "A control plane that is updated: one Event, and a minute later one that counts the rest.",
 		Links:          []string{"https://kubernetes.io/docs/tasks/extend-kubernetes/setup-konnectivity/"},
 	},
 }

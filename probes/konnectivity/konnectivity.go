@@ -3,6 +3,11 @@
 // to be cut; the way from this node to the API server fails; or the way back, to this
 // node's kubelet, does. It looks at the agent's process, its health port and sockets, at
 // kubelet's own connection, and, rarely, asks the API server.
+//
+// A look takes less than half a millisecond of processor time. Where connections are not
+// traced (see [Tracer]) one look a minute takes 10 ms more on a node where an agent runs,
+// and each second one while its tunnel is down or kubelet hears nothing: what it finds is
+// the same.
 package konnectivity
 
 import (

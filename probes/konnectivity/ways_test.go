@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -284,6 +285,99 @@ func TestHowOftenItAsks(t *testing.T) {
 		p.tcp = &fakeSockets{heard: 3 * time.Second, listener: 2}
 		if n := took(10 * time.Second); n != 1 {
 			t.Errorf("%d connections after kubelet was restarted, want 1", n)
+		}
+	})
+}
+
+// pipes is a listener whose connections are in memory, so that a bubble's time passes
+// while they wait.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (pipes) Close() error   { return nil }
+func (pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (p pipes) dial(string) (net.Conn, error) {
+	there, back := make(chan []byte, 100), make(chan []byte, 100)
+	p <- &pipe{in: there, out: back}
+	return &pipe{in: back, out: there}, nil
+}
+
+// pipe is one end. It has room for what nobody reads, as TLS's farewell, and no deadlines.
+type pipe struct {
+	net.Conn // none
+	in, out  chan []byte
+	rest     []byte
+	once     sync.Once
+}
+
+func (p *pipe) Read(b []byte) (int, error) {
+	if len(p.rest) == 0 {
+		var ok bool
+		if p.rest, ok = <-p.in; !ok {
+			return 0, io.EOF
+		}
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+func (p *pipe) Write(b []byte) (int, error)    { p.out <- slices.Clone(b); return len(b), nil }
+func (p *pipe) Close() error                   { p.once.Do(func() { close(p.out) }); return nil }
+func (*pipe) SetDeadline(time.Time) error      { return nil }
+func (*pipe) SetReadDeadline(time.Time) error  { return nil }
+func (*pipe) SetWriteDeadline(time.Time) error { return nil }
+func (*pipe) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (*pipe) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+
+// A day in order, with a server that counts: its TLS, its requests and their answers are
+// real. One request an hour is the promise; make bench prints it.
+func TestRequestsInSteadyState(t *testing.T) {
+	t.Parallel()
+	const day, promised = 24, 24 // hours, requests
+	asked := map[string]int{}
+	var mu sync.Mutex
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[r.URL.Path]++
+	}))
+	server.StartTLS() // for its certificate
+	server.Close()
+	synctest.Test(t, func(t *testing.T) {
+		connections := make(pipes)
+		go http.Serve(tls.NewListener(connections, server.TLS), server.Config.Handler)
+		defer close(connections)
+		p := realProbe(t, server)
+		p.root = dialed{p.root, connections.dial}
+		p.tcp = &fakeSockets{heard: 3 * time.Second, listener: 1}
+		pass := func(span time.Duration) (n int) {
+			for end := time.Now().Add(span); time.Now().Before(end); time.Sleep(p.Spec().Every) {
+				if l, err := look(t, p); err != nil || len(l.Findings) > 0 {
+					t.Fatal(l, err)
+				}
+			}
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			for _, times := range asked {
+				n += times
+			}
+			return n
+		}
+		first := pass(time.Minute)
+		if first != 2 {
+			t.Errorf("%d requests at the start, want one for each way: %v", first, asked)
+		}
+		n := pass(day*time.Hour) - first
+		t.Logf("%d requests to the API server in %d h after the start: %.2f an hour", n, day, float64(n)/day)
+		if n > promised || n < promised*3/4 {
+			t.Errorf("%d requests in %d h, want at most one an hour, and hardly less: %v", n, day, asked)
 		}
 	})
 }
