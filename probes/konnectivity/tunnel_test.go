@@ -30,7 +30,8 @@ import (
 	"github.com/nodedrift/nodedrift/probes/host"
 )
 
-// This program is also the two ends of a tunnel, as far as a probe sees them: a server
+// This program is also the two ends of a tunnel (so it is for the tests on a lab's nodes,
+// too), as far as a probe sees them: a server
 // that answers each question, and an agent that holds a TCP connection to it, asks it
 // every --keepalive-time, gives it up when an answer is late, and tells of that as
 // apiserver-network-proxy v0.36 was seen to.
@@ -69,7 +70,7 @@ const (
 )
 
 func serveTunnel() error {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", tunnelPort))
+	l, err := net.Listen("tcp", fmt.Sprintf(":%d", tunnelPort))
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (s *standIn) run(f flags) error {
 		}
 		s.mu.Unlock()
 	})
-	return http.ListenAndServe(fmt.Sprintf("127.0.0.1:%d", f.healthPort), mux)
+	return http.ListenAndServe(fmt.Sprintf(":%d", f.healthPort), mux)
 }
 
 // connection holds one connection for as long as it is good.

@@ -7,7 +7,9 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +18,6 @@ import (
 // What cannot be had on a lab node, which has no tunnel.
 func init() {
 	maps.Copy(fixtureOnly, map[string]string{
-		"TunnelDown":              "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
-		"TunnelNotResponding":     "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
-		"TunnelAgentHung":         "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
 		"TunnelUnstable":          "the lab has no tunnel: a stand-in agent with real connections, in the probe's own tests",
 		"TunnelAgentCrashLooping": "the lab has no tunnel: what the runtime tells of containers, typed",
 		"TunnelRetransmitting":    "the lab has no tunnel: a typed table of sockets",
@@ -95,6 +94,61 @@ func healthyTunnel(t *testing.T, node string) {
 		if c.Type == tunnelCondition && (len(c.NotJudged) > 0 || len(c.Findings) > 0) {
 			t.Errorf("%s: not judged: %q; findings: %+v", node, c.NotJudged, c.Findings)
 		}
+	}
+}
+
+// An agent of the tunnel runs in a pod, in the pod's network, and its server on the node:
+// both are the stand-ins of the probe's own tests, with real connections.
+func TestTunnelOfAPod(t *testing.T) {
+	l := need(t)
+	const node, program, port = "node2", "/usr/local/bin/proxy-agent", "8132"
+	n := l.Node(node)
+	healthyTunnel(t, node)
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(n.Root(), program), "./probes/konnectivity")
+	build.Dir, build.Env = filepath.Dir(bin), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	const serve = "systemd-run --quiet --collect --unit=tunnel --setenv=NODEDRIFT_STANDIN=server " + program
+	sh(t, node, serve)
+	pod := fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "konnectivity-agent-lab", "namespace": "kube-system"}, "spec": {"nodeName": %q, "terminationGracePeriodSeconds": 0,
+	  "volumes": [{"name": "program", "hostPath": {"path": %q}}], "containers": [{"name": "agent", "image": "localhost/toolbox:1", "imagePullPolicy": "Never",
+	  "command": ["/proxy-agent", "--proxy-server-host=%s", "--proxy-server-port=%s", "--keepalive-time=30s"],
+	  "env": [{"name": "NODEDRIFT_STANDIN", "value": "agent"}], "volumeMounts": [{"name": "program", "mountPath": "/proxy-agent", "readOnly": true}]}]}}`, node, program, n.IP(), port)
+	if out, err := l.Kubectl(t.Context(), strings.NewReader(pod), "apply", "-f", "-"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		_, _ = l.Kubectl(ctx, nil, "delete", "pod", "-n", "kube-system", "konnectivity-agent-lab", "--force", "--grace-period=0")
+		_, _ = n.Exec(ctx, "sh", "-c", "systemctl kill -s KILL tunnel; rm "+program)
+	})
+	judged := func() bool { // an agent is young for 90 s
+		out := inNode(t, node, "curl", "-sS", "--max-time", "5", "http://127.0.0.1:20258/metrics")
+		return strings.Contains(out, "nodedrift_konnectivity_server_connections 1")
+	}
+	for began := time.Now(); !judged(); time.Sleep(time.Second) {
+		if time.Since(began) > 3*time.Minute {
+			t.Fatalf("the agent is not judged: %+v", document(t, node).Conditions)
+		}
+	}
+	healthyTunnel(t, node)
+	told := newEvents(t, node)
+	began := time.Now()
+	tryAll(t, node, tunnelCondition, 10*time.Second, []fault{
+		{name: "server killed", reason: "TunnelDown", text: "is connected to no server", within: 5 * time.Second,
+			breaks: "systemctl kill -s KILL tunnel", repairs: serve, clear: 20 * time.Second},
+		{name: "server stopped", reason: "TunnelNotResponding", text: "no answer", within: 65 * time.Second,
+			breaks: "systemctl kill -s STOP tunnel", repairs: "systemctl kill -s CONT tunnel", clear: 40 * time.Second},
+		{name: "agent stopped", reason: "TunnelAgentHung", text: "stopped by a signal", within: 12 * time.Second,
+			breaks: "pkill -STOP -x proxy-agent", repairs: "pkill -CONT -x proxy-agent", clear: 20 * time.Second},
+	})
+	refused := "the connection to " + n.IP() + ":" + port + " could not be made: connection refused"
+	for !slices.ContainsFunc(told(), func(e event) bool { return e.Reason == "TunnelReset" && strings.Contains(e.Message, refused) }) {
+		if time.Since(began) > 5*time.Minute {
+			t.Fatalf("no Event says %q: %+v", refused, told())
+		}
+		time.Sleep(time.Second)
 	}
 }
 
