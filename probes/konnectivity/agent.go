@@ -72,6 +72,7 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 		return s, nil
 	}
 	p.keepaliveOf(a, look)
+	a.fell = false
 	p.readSockets(a)
 	address, ok := a.address(a.table)
 	if !ok {
@@ -91,8 +92,10 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 	a.count(t, up)
 	a.seen, a.last = true, t
 	a.fell, a.up = a.up && !s.up, s.up
+	if a.fell {
+		p.traced.asked = false // it was connected when it was asked for them
+	}
 	if !s.up {
-		p.traced.asked = false // before it told that it is not connected, it may have been
 		p.readSockets(a)
 	}
 	p.judge(a, &s, up, look)

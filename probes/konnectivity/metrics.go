@@ -18,6 +18,7 @@ const (
 	// An agent tells about 12 KiB, Go's own numbers included.
 	maxMetrics = 1 << 20
 	maxLine    = 16 << 10
+	usualLine  = 4 << 10 // and shorter
 )
 
 // A tally is what an agent's metrics say (apiserver-network-proxy, pkg/agent/metrics).
@@ -37,7 +38,7 @@ func counts() tally { return tally{-1, -1, 0, 0} }
 // line by line. A text that is none, or longer than 1 MiB, is an error.
 func parseMetrics(r io.Reader) (tally, error) {
 	t := counts()
-	in := &lines{r: r, buf: make([]byte, maxLine)}
+	in := &lines{r: r, buf: make([]byte, usualLine)}
 	for {
 		line, err := in.next()
 		switch {
@@ -127,7 +128,7 @@ func valueOf(rest []byte) (float64, bool) {
 	return v, true
 }
 
-// lines reads lines of at most its buffer's length.
+// lines reads lines of at most maxLine.
 type lines struct {
 	r          io.Reader
 	buf        []byte
@@ -147,6 +148,9 @@ func (l *lines) next() ([]byte, error) {
 		}
 		l.end = copy(l.buf, l.buf[l.begin:l.end])
 		l.begin = 0
+		if l.end == len(l.buf) && l.end < maxLine {
+			l.buf = append(l.buf, make([]byte, len(l.buf))...)
+		}
 		if l.end == len(l.buf) {
 			return nil, fmt.Errorf("a line of more than %d bytes in the metrics: %w", maxLine, host.ErrTooLarge)
 		}
