@@ -111,10 +111,8 @@ func TestBesideProgramsOfOthers(t *testing.T) {
 				t.Fatal("ours does not hear a write beside others")
 			}
 		}
-		for _, s := range tr.States() {
-			if s.Asked && !s.Active {
-				t.Errorf("detector %s beside others: %s", s.Detector, s.Reason)
-			}
+		for _, why := range missing(tr) {
+			t.Error("beside others:", why)
 		}
 		// Those attached here end with this subtest, the first ones stay.
 		t.Cleanup(func() { counts = counts[:3] })

@@ -550,10 +550,16 @@ func explain(err error) string {
 	if len(missing) > 0 && errors.Is(err, os.ErrPermission) && !capable(unix.CAP_SYS_ADMIN) {
 		return "capabilities are missing: " + strings.Join(missing, ", ")
 	}
-	if b, e := os.ReadFile("/sys/kernel/security/lockdown"); e == nil && slices.Contains(strings.Fields(string(b)), "[confidentiality]") {
+	if confidential() {
 		return "lockdown=confidentiality: " + err.Error()
 	}
 	return err.Error()
+}
+
+// confidential tells whether the kernel lets no program read memory that it does not know.
+func confidential() bool {
+	b, err := os.ReadFile("/sys/kernel/security/lockdown")
+	return err == nil && slices.Contains(strings.Fields(string(b)), "[confidentiality]")
 }
 
 // capable tells whether the process has a capability in effect.
