@@ -732,3 +732,27 @@ func TestBlockedThreadIsCounted(t *testing.T) {
 		t.Errorf("the kernel says %+v, /proc %+v", k, p)
 	}
 }
+
+// A tracer that has ended says that it cannot tell.
+func TestEndedTracer(t *testing.T) {
+	needSockets(t)
+	tr := New(Config{Root: "/", TCP: true, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- tr.Run(ctx) }()
+	<-tr.Tried()
+	if err := tr.Sockets(func(Socket) {}); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if err := tr.Sockets(func(Socket) {}); err == nil {
+		t.Error("it goes on to tell")
+	}
+	tr.Peers([]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:443")}, []uint32{1})
+	if _, ok := tr.Left(1); ok {
+		t.Error("it goes on to hear")
+	}
+}

@@ -232,6 +232,8 @@ func (t *Tracer) Run(ctx context.Context) error {
 		}
 	}
 	reading.Wait()
+	t.walks.Lock() // nobody lists connections meanwhile
+	defer t.walks.Unlock()
 	for _, s := range t.states {
 		if d := s.d.Load(); d != nil {
 			s.set(false, "detached")
