@@ -178,7 +178,7 @@ var notOfTheNode = map[string]string{
 	"cmd/nodedrift/state.go lockState":   "the agent's own folder",
 	"probes/azurecni/slow.go counters":   "the network namespace of the agent's own thread",
 	"bpf/detector.go newLoader":          "the kernel's types, and the agent's own namespaces",
-	"bpf/tracer.go explain":              "whether the kernel is locked down",
+	"bpf/tracer.go confidential":         "whether the kernel is locked down",
 	"bpf/tracer.go try":                  "a sysctl of the agent's namespace: its read is the event that is waited for",
 	"bpf/cgroup.go findTrees":            "the agent's own mounts",
 	"bpf/cgroup.go openTree":             "cgroupfs, which holds nothing but what the kernel made",

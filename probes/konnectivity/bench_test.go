@@ -33,10 +33,10 @@ func cpu() time.Duration {
 // with the kernel's tables, which the first looks read here, and one in two on a node whose
 // tunnel is down.
 func BenchmarkLook(b *testing.B) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // as the agent
 	for _, way := range []string{"traced", "tables"} {
 		for _, kind := range []string{"no agent", "kubelet is silent", "agent", "agent is down"} {
 			b.Run(way+"/"+kind, func(b *testing.B) {
+				defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // as the agent
 				p, wanted := benchProbe(b, kind)
 				if way == "traced" {
 					p.traced.tracer = trace(b)
