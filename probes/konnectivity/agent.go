@@ -23,10 +23,12 @@ const (
 
 	// A table of sockets costs the kernel a walk through its whole hash, 10 ms on a large node.
 	// Where connections are not traced it is read once a minute; when something moved, or the
-	// tunnel is down, every 10 s; and when it goes down at once, since it tells why.
-	tableEach   = time.Minute
-	tableMoved  = 10 * time.Second
-	tableAtOnce = time.Second
+	// tunnel is down, every 10 s; and when it goes down at once, since it tells why, and
+	// again when connections that were about to end have ended.
+	tableEach    = time.Minute
+	tableMoved   = 10 * time.Second
+	tableAtOnce  = time.Second
+	tableSettles = time.Second
 
 	// drops within window are an unstable tunnel.
 	window = 10 * time.Minute
@@ -51,6 +53,7 @@ type memory struct {
 	tableAt  time.Time
 	counters host.TCPCounters
 	up, fell bool // as of this look: it is connected; it was until then
+	fellAt   time.Time
 
 	netns uint32           // inode; 0: not known
 	peers []netip.AddrPort // servers that it was connected to, or tried to be, last
@@ -93,6 +96,7 @@ func (p *Probe) lookAt(ctx context.Context, a *agent, up time.Duration, look *pr
 	a.seen, a.last = true, t
 	a.fell, a.up = a.up && !s.up, s.up
 	if a.fell {
+		a.fellAt = time.Now()
 		p.traced.asked = false // it was connected when it was asked for them
 	}
 	if !s.up {
@@ -200,6 +204,9 @@ func (p *Probe) readSockets(a *agent) {
 	switch {
 	case a.fell:
 		each = tableAtOnce
+		time.AfterFunc(tableSettles, p.wake)
+	case !a.up && a.tableAt.Sub(a.fellAt) < tableSettles:
+		each = tableSettles / 2
 	case p.moved(a) || a.retransmits() > 0 || !a.up:
 		each = tableMoved
 	}
