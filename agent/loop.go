@@ -70,7 +70,7 @@ type stat struct {
 var results = [6]string{"ok", "failed", "timeout", "denied", "starved", "notapplicable"}
 
 func newLoop(a *Agent, p probes.Probe) *loop {
-	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan heard, 64), late: make(chan heard, 64)}
+	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan heard, 16), late: make(chan heard, 16)}
 	l.log = a.cfg.Log.With("probe", l.sub.spec.Name)
 	l.state.Condition = Condition{Type: l.sub.spec.Condition, Probe: l.sub.spec.Name}
 	if _, ok := p.(probes.Watcher); ok {

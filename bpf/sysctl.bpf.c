@@ -24,7 +24,7 @@ struct sysctl_event {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 << 10);
+	__uint(max_entries, 128 << 10);
 } events SEC(".maps");
 
 const volatile __u32 netns = 0; // the agent's: every other has net.* keys of its own

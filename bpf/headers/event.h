@@ -20,7 +20,7 @@ struct event {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 128 << 10);
+	__uint(max_entries, 64 << 10);
 } events SEC(".maps");
 
 __u8 filter[FILTER / 8];     /* names of watched daemons by hash; the agent decides by their cgroup */

@@ -171,6 +171,7 @@ var notOfTheNode = map[string]string{
 	"cmd/internal/lock/lock.go allow":    "the agent's own folder, to keep it writable",
 	"cmd/internal/lock/lock.go Try":      "a file of the agent's own process",
 	"cmd/nodedrift/config.go loadConfig": "the agent's configuration",
+	"cmd/nodedrift/memory.go giveBack":   "the agent's own process",
 	"cmd/nodedrift/pod.go ownPod":        "the pod's own token",
 	"cmd/nodedrift/self.go threads":      "the agent's own threads",
 	"cmd/nodedrift/state.go Load":        "the agent's own folder",

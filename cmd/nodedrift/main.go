@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"slices"
 	"syscall"
 )
@@ -64,6 +65,7 @@ func (e usageError) Unwrap() error { return e.error }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	runtime.MemProfileRate = 0 // nobody asks for heap profiles, whose table is a megabyte
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	info, _ := os.Stdout.Stat()
 	c := &cli{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv,

@@ -113,14 +113,14 @@ func (p *Probe) configs(r unit.Run) []string {
 }
 
 // readEach is how old settings may become where nothing is heard of files.
-const readEach = 30 * time.Second
+const readEach = time.Minute
 
 // othersEach is how old what systemd says of other time daemons may become: their
 // coming and going is heard, and an answer for each of them costs systemd, too.
 const othersEach = 5 * time.Minute
 
 // Check asks the unit, chronyd and the kernel. Files and other units are looked at
-// when they moved, and twice a minute.
+// when they moved, and each minute.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	st, unitErr := p.checker.Look(ctx)
 	noUnit := errors.Is(unitErr, probes.ErrNotApplicable)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Thread is one thread of a process.
@@ -45,7 +47,8 @@ func readThread(dir string) (t Thread, err error) {
 	if t.TID, err = strconv.Atoi(filepath.Base(dir)); err != nil {
 		return t, err
 	}
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	var buf [1024]byte
+	stat, err := readSmall(filepath.Join(dir, "stat"), buf[:])
 	if err != nil {
 		return t, err
 	}
@@ -55,6 +58,21 @@ func readThread(dir string) (t Thread, err error) {
 	status, err := os.ReadFile(filepath.Join(dir, "status"))
 	t.Switches = switches(status)
 	return t, err
+}
+
+// readSmall reads a file of /proc that fits into buf: a third of the system calls
+// of os.ReadFile, as a daemon has dozens of threads.
+func readSmall(name string, buf []byte) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+	}
+	return buf[:n], nil
 }
 
 // threadState is field 3 of a stat file, behind the name, which may hold anything

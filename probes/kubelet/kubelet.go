@@ -97,7 +97,7 @@ func (p *Probe) Explain(list []probes.Finding) []probes.Finding { return explain
 const runtimeGrace = time.Minute
 
 // Check takes a light look each time: the unit and the health port. Files are read
-// when they moved, and twice a minute.
+// when they moved, and each minute.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	excuse := p.excused(ctx)
 	p.checker.Excuse(excuse)

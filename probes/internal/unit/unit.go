@@ -132,12 +132,12 @@ func New(files Files, procs Processes, units Units, o Options) *Checker {
 }
 
 // heavyEach is how old what files say may become without anything heard.
-const heavyEach = 30 * time.Second
+const heavyEach = time.Minute
 
 // Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
 // that was there on this boot and is gone does not run.
 // Most looks cost a system call: systemd is asked when it was heard, when the
-// process is gone, when all is not well, and twice a minute.
+// process is gone, when all is not well, and once in minutes.
 func (c *Checker) Look(ctx context.Context) (State, error) {
 	u, err := c.service.Ask(ctx)
 	if err != nil && c.withoutSystemd() {
