@@ -31,8 +31,8 @@ type loop struct {
 
 	wake  chan struct{}
 	rules chan *Rules
-	saw   chan heard
-	late  chan heard // whose actor is waited for
+	saw   chan *heard
+	late  chan *heard // whose actor is waited for
 
 	state  state
 	named  Actor  // of the last occurrence that had one
@@ -70,7 +70,7 @@ type stat struct {
 var results = [6]string{"ok", "failed", "timeout", "denied", "starved", "notapplicable"}
 
 func newLoop(a *Agent, p probes.Probe) *loop {
-	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan heard, 16), late: make(chan heard, 16)}
+	l := &loop{agent: a, probe: p, sub: newSubject(p), wake: make(chan struct{}, 1), rules: make(chan *Rules, 1), saw: make(chan *heard, 64), late: make(chan *heard, 64)}
 	l.log = a.cfg.Log.With("probe", l.sub.spec.Name)
 	l.state.Condition = Condition{Type: l.sub.spec.Condition, Probe: l.sub.spec.Name}
 	if _, ok := p.(probes.Watcher); ok {
@@ -90,10 +90,10 @@ func (l *loop) Changed() {
 
 // Saw implements [probes.Hearer].
 func (l *loop) Saw(o probes.Occurrence) {
-	l.pass(l.saw, heard{o, l.agent.now()})
+	l.pass(l.saw, &heard{o, l.agent.now()})
 }
 
-func (l *loop) pass(on chan<- heard, o heard) {
+func (l *loop) pass(on chan<- *heard, o *heard) {
 	select {
 	case on <- o:
 	default:
@@ -340,7 +340,7 @@ const (
 func sameActor(a, b *Actor) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // occurred tells of something that left no state.
-func (l *loop) occurred(rules *Rules, o heard) {
+func (l *loop) occurred(rules *Rules, o *heard) {
 	reason := l.sub.reasons[o.Reason]
 	if reason == nil || !reason.Happens {
 		l.log.Error("the probe has no such occurrence", "reason", clean(o.Reason, maxField))

@@ -648,6 +648,8 @@ func TestTooManyConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.close()
+	defer k.near.Close() // again puts others in their place
+	defer k.far.Close()
 	count := func() (n int, err error) {
 		err = tr.Sockets(func(s Socket) {
 			if s.PID == os.Getpid() && s.State != 0 {
