@@ -107,6 +107,9 @@ func (p *Probe) Spec() probes.Spec {
 
 const (
 	lookWithin = 5 * time.Second
+	// findAgain is how soon agents are looked for again that could not be: at the next
+	// look, but not at each of a burst.
+	findAgain = 4 * time.Second
 	// leave is what the first look, which waits for answers, keeps of its time.
 	leave = 500 * time.Millisecond
 	// thaw is how long after the node stood still nothing is held against the tunnel: three looks.
@@ -134,7 +137,11 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 // refresh looks for agents and for the API server's address when it is time to.
 func (p *Probe) refresh(ctx context.Context) {
 	gone := slices.ContainsFunc(p.agents, func(a *agent) bool { return a.process.Alive() != nil })
-	if age := time.Since(p.found); !p.found.IsZero() && age >= 0 && age < p.findEach && !gone {
+	each := p.findEach
+	if p.agentsErr != nil {
+		each = findAgain
+	}
+	if age := time.Since(p.found); !p.found.IsZero() && age >= 0 && age < each && !gone {
 		return
 	}
 	p.found = time.Now()

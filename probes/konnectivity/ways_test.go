@@ -222,6 +222,42 @@ func TestForwardForReal(t *testing.T) {
 	}
 }
 
+// A runtime that did not answer is asked again at the next look, and one that did at its
+// time.
+func TestRuntimeIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	server.Close()
+	synctest.Test(t, func(t *testing.T) {
+		p := realProbe(t, server)
+		runtime := &restarting{err: errors.New("starting")}
+		p.cri = runtime
+		for _, step := range []struct {
+			err   error
+			asked int
+		}{{runtime.err, 1}, {runtime.err, 2}, {nil, 3}, {nil, 3}} {
+			runtime.err = step.err
+			p.refresh(t.Context())
+			if (p.agentsErr != nil) != (step.err != nil) || runtime.asked != step.asked {
+				t.Errorf("asked %d times (%v), want %d (%v)", runtime.asked, p.agentsErr, step.asked, step.err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+	})
+}
+
+// restarting is a runtime without an agent that may have an error.
+type restarting struct {
+	noAgents
+	err   error
+	asked int
+}
+
+func (r *restarting) Sandboxes(context.Context) ([]host.Sandbox, error) {
+	r.asked++
+	return nil, r.err
+}
+
 // dialed is a root whose connections are made by a function.
 type dialed struct {
 	host.Files
