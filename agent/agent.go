@@ -345,7 +345,7 @@ func (a *Agent) Alive() error {
 	}
 	var late []error
 	for _, l := range a.loops {
-		longest := max(a.rules.every(&l.sub.spec), l.sub.spec.Timeout, time.Duration(l.period.Load()))
+		longest := max(a.rules.every(&l.sub.spec), l.sub.spec.Timeout)
 		if idle := now - time.Duration(l.turn.Load()); idle > 3*longest {
 			late = append(late, fmt.Errorf("the loop of probe %s has not turned for %s", l.sub.spec.Name, age(idle)))
 		}

@@ -39,7 +39,6 @@ type loop struct {
 	strain Strain // as last read
 	stat   stat
 	turn   atomic.Int64 // monotonic, ns: when the loop last turned
-	period atomic.Int64 // ns: how long it may be until it turns again
 
 	mu   sync.Mutex // guards what other goroutines read
 	view view
@@ -194,8 +193,7 @@ func (l *loop) run(ctx context.Context) {
 // look takes one look and folds it. It returns when the next one is due.
 func (l *loop) look(ctx context.Context, eye *eye, rules *Rules) time.Duration {
 	seen := l.see(ctx, eye)
-	every := max(rules.every(&l.sub.spec), seen.Next)
-	l.period.Store(int64(every))
+	every := rules.every(&l.sub.spec)
 	if ctx.Err() != nil {
 		return every
 	}

@@ -438,20 +438,6 @@ func by(a *actorEvent) Actor {
 	return Actor{PID: int(a.PID), Comm: printable(text(a.Comm[:]), 64), Time: at(time.Duration(a.Time), time.Now(), monotonic())}
 }
 
-// HearsWrites tells whether every write of a watched key of /proc/sys is heard.
-func (t *Tracer) HearsWrites() bool {
-	if t == nil {
-		return false
-	}
-	s := t.state(sysctlDetector)
-	if s == nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.active
-}
-
 func monotonic() time.Duration {
 	var ts unix.Timespec
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail

@@ -85,9 +85,6 @@ type Look struct {
 	// Keep is what a [Rememberer] wants to know in its next life, a few kilobytes at
 	// most; nil is what it was. It is not changed once it is returned.
 	Keep map[string]string
-	// Next is how long the next look may wait when that is longer than the probe's
-	// period: while something tells what the sweep is for. 0 is the period.
-	Next time.Duration
 }
 
 // A Spec describes a probe.

@@ -57,19 +57,12 @@ type tracedSysctl struct {
 	keys  []string // as the tracer knows them
 }
 
-// heardSweep is how often keys are read whose writes are heard: what changes them
-// without a write, and a write that was not heard, are found as late as that.
-const heardSweep = 5 * time.Second
-
 // Check implements [probes.Probe].
 func (p *tracedSysctl) Check(ctx context.Context) (probes.Look, error) {
 	look, err := p.Probe.Check(ctx)
 	if keys := p.Keys(); !slices.Equal(keys, p.keys) {
 		p.keys = keys
 		p.trace.Watch(keys)
-	}
-	if p.trace.HearsWrites() {
-		look.Next = heardSweep
 	}
 	return look, err
 }
