@@ -45,7 +45,7 @@ func TestAgentsAreLockedIn(t *testing.T) {
 			}
 		}
 		for _, d := range s.Detectors {
-			if !d.Active {
+			if !d.Active && d.Name != "clock" { // which is asked for with bpf.clock alone
 				t.Errorf("%s: detector %s: %s", node, d.Name, d.Why)
 			}
 		}

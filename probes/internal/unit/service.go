@@ -11,7 +11,7 @@ import (
 
 // Service is what systemd says of one unit, asked no more often than needed: when
 // [Service.Heard] was called, when the main process has ended, while the unit is
-// not up, and every five minutes. It is for one goroutine, but for Heard.
+// not up, and every half minute. It is for one goroutine, but for Heard.
 type Service struct {
 	units Units
 	procs Processes
@@ -30,7 +30,7 @@ type Service struct {
 const (
 	// askEach is how long an answer stands while nothing is heard, and asUnheard
 	// while nobody listens.
-	askEach   = 5 * time.Minute
+	askEach   = 30 * time.Second
 	asUnheard = 5 * time.Second
 	// forgive is how long systemd may go without an answer: a daemon-reexec, which
 	// every update of systemd does, takes a second or more on a busy node.

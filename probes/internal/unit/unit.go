@@ -137,7 +137,7 @@ const heavyEach = time.Minute
 // Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
 // that was there on this boot and is gone does not run.
 // Most looks cost a system call: systemd is asked when it was heard, when the
-// process is gone, when all is not well, and once in minutes.
+// process is gone, when all is not well, and twice a minute.
 func (c *Checker) Look(ctx context.Context) (State, error) {
 	u, err := c.service.Ask(ctx)
 	if err != nil && c.withoutSystemd() {
