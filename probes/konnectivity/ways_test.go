@@ -232,6 +232,7 @@ func TestRuntimeIsAskedAgain(t *testing.T) {
 		p := realProbe(t, server)
 		runtime := &restarting{err: errors.New("starting")}
 		p.cri = runtime
+		p.procs = host.OpenProcesses(t.TempDir()) // without those of other tests
 		for _, step := range []struct {
 			err   error
 			asked int
