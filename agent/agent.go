@@ -36,6 +36,8 @@ type Config struct {
 	Memory     Memory       // nil: nothing outlives the process
 	Lifecycle  Lifecycle    // nil: the node is neither set up nor shut down
 	Strain     StrainReader // nil: the agent is never starved
+	// Beats sends at each whole second of Mono; nil: each loop has a timer of its own.
+	Beats func(context.Context) (<-chan struct{}, error)
 }
 
 // Agent holds what is known of one node.
@@ -60,6 +62,7 @@ type Agent struct {
 	failed  string // why provisioning failed; "" if it did not
 
 	stopping  atomic.Bool
+	beating   atomic.Bool // loops whose time is a whole second are woken by wakeDue
 	dirty     chan struct{}
 	heartbeat atomic.Int64 // monotonic, ns: when the agent's own loop last turned
 }

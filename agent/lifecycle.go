@@ -103,22 +103,48 @@ func (a *Agent) live(ctx context.Context) {
 	if a.cfg.Lifecycle != nil {
 		go a.listen(ctx)
 	}
+	beats := a.beats(ctx)
 	tick := time.NewTimer(0)
 	defer tick.Stop()
-	first := true
+	var follow time.Duration // when a beat is not for loops alone
+	beaten, first := false, true
 	for ctx.Err() == nil {
 		now := a.now().Mono
 		a.heartbeat.Store(int64(now))
-		tick.Reset(toBeat(now, keepEvery))
-		a.follow(ctx, first)
-		first = false
+		if !beaten || now >= follow {
+			wait := toBeat(now+offBeat, keepEvery)
+			follow = now + wait
+			if beats == nil {
+				tick.Reset(wait)
+			}
+			a.follow(ctx, first)
+			first = false
+		}
+		beaten = false
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		case <-beats:
+			a.wakeDue()
+			beaten = true
 		case <-a.dirty:
 			a.remember()
 		}
 	}
+}
+
+// beats are those of the configuration; nil where there are none.
+func (a *Agent) beats(ctx context.Context) <-chan struct{} {
+	if a.cfg.Beats == nil {
+		return nil
+	}
+	beats, err := a.cfg.Beats(ctx)
+	if err != nil {
+		a.cfg.Log.Warn("loops have timers of their own", "error", err)
+		return nil
+	}
+	a.beating.Store(true)
+	return beats
 }
 
 // listen hears the announcement of a shutdown.

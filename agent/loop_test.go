@@ -92,19 +92,25 @@ func TestFailingAtRest(t *testing.T) {
 
 func TestSweep(t *testing.T) {
 	t.Parallel()
-	p, q := newFake("test"), newFake("other")
-	inBubble(t, func(r *rig) {
-		r.cfg.Rules.Every = map[string]time.Duration{"other": time.Second}
-		r.start().wait(200 * time.Second)
-		for f, every := range map[*fake]time.Duration{p: 10 * time.Second, q: time.Second} {
-			looks := f.looked()
-			for i := range looks[1:] {
-				if gap := looks[i+1].Sub(looks[i]); gap > every || gap < every*9/10 {
-					t.Errorf("%s: %s between two looks", f.spec.Name, gap)
+	for _, b := range []func(context.Context) (<-chan struct{}, error){beats, nil} { // by the agent's beat, or by timers
+		p, q := newFake("test"), newFake("other")
+		inBubble(t, func(r *rig) {
+			r.cfg.Beats = b
+			r.cfg.Rules.Every = map[string]time.Duration{"other": time.Second}
+			r.start().wait(200 * time.Second)
+			for f, every := range map[*fake]time.Duration{p: 10 * time.Second, q: time.Second} {
+				looks := f.looked()
+				for i := range looks[1:] {
+					if gap := looks[i+1].Sub(looks[i]); gap > every || gap < every*9/10 {
+						t.Errorf("%s: %s between two looks", f.spec.Name, gap)
+					}
+				}
+				if n := int(200 * time.Second / every); len(looks) < n || len(looks) > n+1 {
+					t.Errorf("%s: %d looks in 200 s", f.spec.Name, len(looks))
 				}
 			}
-		}
-	}, p, q)
+		}, p, q)
+	}
 }
 
 // TestNoPeriod holds that a Spec that forgot its numbers is harmless.

@@ -44,10 +44,30 @@ func inBubble(t *testing.T, f func(r *rig), list ...probes.Probe) {
 		r := &rig{t: t, booted: time.Now().Add(-time.Hour), journal: ledger{diary: diary{}}}
 		r.life.announce = make(chan struct{}, 1)
 		r.cfg = Config{Node: "node0", Boot: "boot-1", Mono: func() time.Duration { return time.Since(r.booted) }, Probes: list,
-			Publishers: []Publisher{&r.heard}, Log: slog.New(slog.NewTextHandler(r, nil))}
+			Publishers: []Publisher{&r.heard}, Log: slog.New(slog.NewTextHandler(r, nil)), Beats: beats}
 		f(r)
 		r.stop()
 	})
+}
+
+// beats are those of a node that was booted at a whole second.
+func beats(ctx context.Context) (<-chan struct{}, error) {
+	out, second := make(chan struct{}, 1), time.NewTicker(time.Second)
+	go func() {
+		defer second.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-second.C:
+				select {
+				case out <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return out, nil
 }
 
 // Write implements [io.Writer] for the log.

@@ -1,0 +1,43 @@
+package host_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/nodedrift/nodedrift/probes/host"
+)
+
+// TestBeats holds that all who listen hear each whole second, that one who leaves
+// takes nobody along, and that it beats again after all have left.
+func TestBeats(t *testing.T) {
+	t.Parallel()
+	heard := func(beats <-chan struct{}) {
+		t.Helper()
+		select {
+		case <-beats:
+			if late := host.Monotonic() % time.Second; late > 500*time.Millisecond {
+				t.Errorf("a beat %s behind the second", late)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("no beat")
+		}
+	}
+	for range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		other, leave := context.WithCancel(t.Context())
+		first, err := host.Beats(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		second, err := host.Beats(other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard(first)
+		heard(second)
+		leave()
+		heard(first)
+		cancel()
+	}
+}
