@@ -52,7 +52,7 @@ func (r *Root) Dial(ctx context.Context, name string) (net.Conn, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "dial", Path: nodePath(name), Err: plain(err)}
 	}
-	return conn, nil
+	return quietly(conn), nil
 }
 
 const (
