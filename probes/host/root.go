@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,6 +42,8 @@ type Root struct {
 	dir   *os.File // O_PATH
 	raw   syscall.RawConn
 	calls *calls
+
+	uncached atomic.Bool // the kernel does not know RESOLVE_CACHED
 }
 
 // OpenRoot opens a node's root folder. It fails where openat2(2) is missing
@@ -103,11 +106,17 @@ func (r *Root) Open(name string) (fs.File, error) {
 
 // Stat describes what a path leads to, through links.
 func (r *Root) Stat(name string) (fs.FileInfo, error) {
+	if i, err, known := r.cached(name, 0); known {
+		return answered(i, "stat", name, err)
+	}
 	return ask(r, "stat", name, func(name string) (fs.FileInfo, error) { return r.stat(name, 0) })
 }
 
 // Lstat describes a path itself, be it a link.
 func (r *Root) Lstat(name string) (fs.FileInfo, error) {
+	if i, err, known := r.cached(name, unix.O_NOFOLLOW); known {
+		return answered(i, "lstat", name, err)
+	}
 	return ask(r, "lstat", name, func(name string) (fs.FileInfo, error) { return r.stat(name, unix.O_NOFOLLOW) })
 }
 
@@ -316,17 +325,25 @@ type Stat struct {
 }
 
 func infoOf(name string, st *unix.Stat_t) info {
-	mode := fs.FileMode(st.Mode & 0o777)
-	if st.Mode&unix.S_ISUID != 0 {
+	return newInfo(name, st.Mode, st.Size, time.Unix(st.Mtim.Unix()), &Stat{
+		Dev: uint64(st.Dev), Ino: st.Ino, Nlink: uint64(st.Nlink),
+		UID: st.Uid, GID: st.Gid, Change: time.Unix(st.Ctim.Unix()),
+	})
+}
+
+// newInfo makes the mode of st_mode (inode(7)).
+func newInfo(name string, kind uint32, size int64, mtime time.Time, st *Stat) info {
+	mode := fs.FileMode(kind & 0o777)
+	if kind&unix.S_ISUID != 0 {
 		mode |= fs.ModeSetuid
 	}
-	if st.Mode&unix.S_ISGID != 0 {
+	if kind&unix.S_ISGID != 0 {
 		mode |= fs.ModeSetgid
 	}
-	if st.Mode&unix.S_ISVTX != 0 {
+	if kind&unix.S_ISVTX != 0 {
 		mode |= fs.ModeSticky
 	}
-	switch st.Mode & unix.S_IFMT {
+	switch kind & unix.S_IFMT {
 	case unix.S_IFREG:
 	case unix.S_IFDIR:
 		mode |= fs.ModeDir
@@ -343,10 +360,7 @@ func infoOf(name string, st *unix.Stat_t) info {
 	default:
 		mode |= fs.ModeIrregular
 	}
-	return info{name, st.Size, mode, time.Unix(st.Mtim.Unix()), &Stat{
-		Dev: uint64(st.Dev), Ino: st.Ino, Nlink: uint64(st.Nlink),
-		UID: st.Uid, GID: st.Gid, Change: time.Unix(st.Ctim.Unix()),
-	}}
+	return info{name, size, mode, mtime, st}
 }
 
 func (i info) Name() string       { return i.name }

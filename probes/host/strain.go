@@ -111,7 +111,7 @@ func (g *StrainGauge) delayed() (time.Duration, error) {
 	}
 	sum := time.Duration(0)
 	for tid, th := range g.threads {
-		n, err := unix.Pread(th.schedstat, g.buf, 0)
+		n, err := preadKernel(th.schedstat, g.buf)
 		if !th.seen || err == unix.ESRCH {
 			g.ended += th.delayed
 			unix.Close(th.schedstat)
@@ -183,7 +183,7 @@ func (g *StrainGauge) throttled() (time.Duration, error) {
 	if g.cpuStat < 0 {
 		return 0, nil
 	}
-	n, err := unix.Pread(g.cpuStat, g.buf, 0)
+	n, err := preadKernel(g.cpuStat, g.buf)
 	if err == unix.ENODEV { // the cgroup was removed, we were moved
 		return 0, nil
 	}

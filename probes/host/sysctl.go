@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -197,7 +198,7 @@ func preadValue(fd int, buf []byte) ([]byte, error) {
 		if len(buf) == 0 {
 			buf = make([]byte, 256)
 		}
-		n, err := unix.Pread(fd, buf, 0)
+		n, err := preadKernel(fd, buf)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -210,6 +211,17 @@ func preadValue(fd int, buf []byte) ([]byte, error) {
 		}
 		buf = make([]byte, 2*len(buf))
 	}
+}
+
+// preadKernel is pread(2), from the start, of a file that is the kernel's own and
+// answers from memory: Go's scheduler need not hear of it, which would wake its
+// monitor thread.
+func preadKernel(fd int, buf []byte) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_PREAD64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // Glob implements [Sysctls].
