@@ -105,6 +105,7 @@ func (r *rare) exited(e *event) {
 	if d == nil || slices.Contains(r.ended, who) {
 		return
 	}
+	r.t.restless.Store(int64(monotonic() + time.Minute))
 	if r.ended = append(r.ended, who); len(r.ended) > maxEnded {
 		r.ended = r.ended[1:]
 	}

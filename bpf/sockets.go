@@ -92,7 +92,7 @@ func (t *Tracer) count() ([]blocked, error) {
 
 // Sockets passes each TCP connection of kubelet and the konnectivity-agents of this
 // node to take, in whatever network namespace, in microseconds. One that was started
-// within the last ten seconds may be missing. Sockets that listen are left out, and
+// within the last half minute may be missing. Sockets that listen are left out, and
 // those that their process has closed. An error is that not all can be told. It takes
 // no right to BPF from Linux 5.19 on.
 func (t *Tracer) Sockets(take func(Socket)) error {

@@ -29,6 +29,7 @@ type Config struct {
 	Clock  bool   // who sets the clock
 	TCP    bool   // connections of kubelet and konnectivity-agents, and how those to the peers end that Tracer.Peers names
 	Pods   Resolver
+	Beats  func(context.Context) (<-chan struct{}, error) // each Beat; nil: a ticker's
 	Log    *slog.Logger
 }
 
@@ -50,7 +51,8 @@ type Tracer struct {
 	states  []*state
 	tried   chan struct{} // closed when every detector was tried
 
-	waking atomic.Bool // a second look is on its way
+	waking   atomic.Bool  // a second look is on its way
+	restless atomic.Int64 // monotonic, ns: until when daemons that have ended may be started again
 
 	klog   *klog  // nil: not needed, or refused; owned by mind
 	logSay string // of the kernel log: what it tells instead, or why not; under mu
@@ -444,39 +446,64 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// countEvery is how often lost events are counted.
-const countEvery = 5 * time.Second
+// Beat is how often lost events are counted.
+const Beat = 5 * time.Second
 
 // mind counts lost events and blocked threads until ctx ends. Any loss asks for
 // a full look.
 func (t *Tracer) mind(ctx context.Context) {
-	tick := time.NewTimer(0)
-	defer tick.Stop()
-	var counted, logged time.Time
+	beats := t.beats(ctx)
 	if t.ReadsLog() {
 		t.klog = &klog{since: monotonic()}
 	}
-	for {
+	counted := -censusEvery
+	for n := time.Duration(0); ; n += Beat { // a beat that was late is no reason for two
+		for _, s := range t.states {
+			t.countLost(s)
+		}
+		t.rare.limit.flush(t)
+		if n-counted >= censusEvery || n-counted >= censusSoon && monotonic() < time.Duration(t.restless.Load()) {
+			counted = n
+			t.census(t.state(censusDetector))
+			t.tryAgain(ctx)
+		}
+		if t.klog != nil && n%logEvery == 0 {
+			t.fallBack()
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			tick.Reset(countEvery - monotonic()%countEvery) // when probes look, too
-			for _, s := range t.states {
-				t.countLost(s)
-			}
-			t.rare.limit.flush(t)
-			if now.Sub(counted) >= censusEvery {
-				counted = now
-				t.census(t.state(censusDetector))
-				t.tryAgain(ctx)
-			}
-			if t.klog != nil && now.Sub(logged) >= logEvery {
-				logged = now
-				t.fallBack()
-			}
+		case <-beats:
 		}
 	}
+}
+
+// beats are those of the configuration, or else a ticker's.
+func (t *Tracer) beats(ctx context.Context) <-chan struct{} {
+	if t.cfg.Beats != nil {
+		beats, err := t.cfg.Beats(ctx)
+		if err == nil {
+			return beats
+		}
+		t.cfg.Log.Warn("events are counted by a ticker", "error", err)
+	}
+	beats, tick := make(chan struct{}), time.NewTicker(Beat)
+	go func() {
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case beats <- struct{}{}:
+			}
+		}
+	}()
+	return beats
 }
 
 // tryAgain tries those that are attached and were not heard: the node may have

@@ -16,7 +16,7 @@ import (
 
 // newTracer makes what the flags and the configuration ask for.
 func newTracer(cfg *config, f *runFlags, node *host.Node, log *slog.Logger) *bpf.Tracer {
-	traces := bpf.Config{Root: f.root, Sysctl: !off(cfg.BPF.Sysctl), TCP: cfg.enabled("konnectivity"), Clock: cfg.BPF.Clock, Pods: bpf.NewPodLogs(node.Root), Log: log}
+	traces := bpf.Config{Root: f.root, Sysctl: !off(cfg.BPF.Sysctl), TCP: cfg.enabled("konnectivity"), Clock: cfg.BPF.Clock, Pods: bpf.NewPodLogs(node.Root), Beats: every(bpf.Beat), Log: log}
 	switch {
 	case f.bpf == flagOff:
 		traces.Off = "BPF is off (--bpf=off)"

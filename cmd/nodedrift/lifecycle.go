@@ -137,6 +137,11 @@ func (s strain) Strain() (agent.Strain, error) {
 	return agent.Strain{Delayed: r.Delayed + r.Throttled, Paused: r.Paused}, err
 }
 
+// every is the beats that come so often.
+func every(each time.Duration) func(context.Context) (<-chan struct{}, error) {
+	return func(ctx context.Context) (<-chan struct{}, error) { return host.Beats(ctx, each) }
+}
+
 // pause waits a few seconds, or until ctx ends.
 func pause(ctx context.Context) {
 	t := time.NewTimer(time.Second + rand.N(4*time.Second))

@@ -123,7 +123,7 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 	gauge := host.NewStrainGauge()
 	defer gauge.Close()
 	var w witness
-	second, err := host.Beats(ctx)
+	second, err := host.Beats(ctx, beat)
 	if err != nil {
 		return err
 	}

@@ -12,16 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Beats sends at each whole second of [Monotonic] until ctx ends: who has to do
-// something each second does it then, so that the program, and the CPU, wake once
-// for all of them. Beats do not pile up: one that is not taken stands for all.
+// Beats sends at each whole multiple of a number of seconds on [Monotonic] until ctx
+// ends: who has to do something again and again does it then, so that the program, and
+// the CPU, wake once for all of them. Beats do not pile up: one that is not taken
+// stands for all.
 //
 // It is no time.Ticker, as for each of Go's timers the runtime wakes its monitor
 // thread, too: 170 us of CPU instead of 60.
-func Beats(ctx context.Context) (<-chan struct{}, error) {
+func Beats(ctx context.Context, each time.Duration) (<-chan struct{}, error) {
 	beats := make(chan struct{}, 1)
-	if err := metronome.join(beats); err != nil {
-		return nil, fmt.Errorf("beat each second: %w", err)
+	if err := metronome.join(beats, max(each, time.Second)); err != nil {
+		return nil, fmt.Errorf("beat each %s: %w", each, err)
 	}
 	context.AfterFunc(ctx, func() { metronome.leave(beats) })
 	return beats, nil
@@ -32,11 +33,11 @@ var metronome beater
 
 type beater struct {
 	mu    sync.Mutex
-	ears  map[chan<- struct{}]struct{}
-	timer *os.File // nil while nobody listens
+	ears  map[chan<- struct{}]time.Duration // and how often
+	timer *os.File                          // nil while nobody listens
 }
 
-func (b *beater) join(ear chan<- struct{}) error {
+func (b *beater) join(ear chan<- struct{}, each time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.timer == nil {
@@ -44,10 +45,10 @@ func (b *beater) join(ear chan<- struct{}) error {
 		if err != nil {
 			return err
 		}
-		b.timer, b.ears = timer, map[chan<- struct{}]struct{}{}
+		b.timer, b.ears = timer, map[chan<- struct{}]time.Duration{}
 		go b.beat(timer, line)
 	}
-	b.ears[ear] = struct{}{}
+	b.ears[ear] = each
 	return nil
 }
 
@@ -63,16 +64,21 @@ func (b *beater) leave(ear chan<- struct{}) {
 
 // beat sends until the timer is closed.
 func (b *beater) beat(timer *os.File, line syscall.RawConn) {
-	for line.Read(expired) == nil {
+	for last := Monotonic(); line.Read(expired) == nil; {
 		b.mu.Lock()
+		now := Monotonic()
 		if b.timer == timer {
-			for ear := range b.ears {
+			for ear, each := range b.ears {
+				if now/each == last/each {
+					continue
+				}
 				select {
 				case ear <- struct{}{}:
 				default: // the one before is still to be taken
 				}
 			}
 		}
+		last = now
 		b.mu.Unlock()
 	}
 }

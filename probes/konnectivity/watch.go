@@ -26,7 +26,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	defer cancel()
 	files := make(chan error, 1)
 	go func() { files <- p.root.Watch(ctx, h, certificates...) }()
-	second, err := host.Beats(ctx)
+	second, err := host.Beats(ctx, beat)
 	if err != nil {
 		return err
 	}
