@@ -4,15 +4,18 @@ import (
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/nodedrift/nodedrift/probes"
 )
 
 // A family is one metric name with its kind and labels.
 type family struct {
-	desc   *prometheus.Desc
-	kind   prometheus.ValueType
-	labels []probes.Label // of a probe's own metric: all values there may be
+	desc       *prometheus.Desc
+	name, help string
+	kind       dto.MetricType
+	width      int            // labels
+	labels     []probes.Label // of a probe's own metric: all values there may be
 }
 
 // The families that are the same on every node: a contract with dashboards and
@@ -22,7 +25,7 @@ var (
 
 	conditionIs   = gauge("condition", "1 for the status that the condition has; True means drift.", "condition", "status")
 	findingIs     = gauge("finding", "How many findings of a reason are present.", "probe", "reason", "severity", "owner")
-	duration      = gauge("probe_duration_seconds", "Time spent in looks.", "probe")
+	duration      = newFamily("probe_duration_seconds", "Time spent in looks.", dto.MetricType_SUMMARY, []string{"probe"})
 	runs          = counter("probe_runs_total", "Looks by result.", "probe", "result")
 	lastSuccess   = gauge("probe_last_success_timestamp_seconds", "When a look last succeeded.", "probe")
 	occurrences   = counter("occurrences_total", "Things that happened and left no state.", "reason")
@@ -43,39 +46,43 @@ var (
 )
 
 func gauge(name, help string, labels ...string) *family {
-	return newFamily(name, help, prometheus.GaugeValue, labels)
+	return newFamily(name, help, dto.MetricType_GAUGE, labels)
 }
 
 func counter(name, help string, labels ...string) *family {
-	return newFamily(name, help, prometheus.CounterValue, labels)
+	return newFamily(name, help, dto.MetricType_COUNTER, labels)
 }
 
-func newFamily(name, help string, kind prometheus.ValueType, labels []string) *family {
+// newFamily is a family that is the same on every node.
+func newFamily(name, help string, kind dto.MetricType, labels []string) *family {
 	fixed[namespace+name] = true
-	return &family{desc: prometheus.NewDesc(namespace+name, help, labels, nil), kind: kind}
+	return describe(name, help, kind, labels)
+}
+
+func describe(name, help string, kind dto.MetricType, labels []string) *family {
+	name = namespace + name
+	return &family{desc: prometheus.NewDesc(name, help, labels, nil), name: name, help: help, kind: kind, width: len(labels)}
 }
 
 // familyOf is the family of a probe's own metric.
 func familyOf(m *probes.Metric) *family {
-	f := &family{kind: prometheus.GaugeValue, labels: m.Labels}
+	kind := dto.MetricType_GAUGE
 	if m.Counter {
-		f.kind = prometheus.CounterValue
+		kind = dto.MetricType_COUNTER
 	}
 	names := make([]string, len(m.Labels))
 	for i, l := range m.Labels {
 		names[i] = l.Name
 	}
-	f.desc = prometheus.NewDesc(namespace+m.Name, m.Help, names, nil)
+	f := describe(m.Name, m.Help, kind, names)
+	f.labels = m.Labels
 	return f
 }
 
-// allows tells whether all label values are declared.
+// allows tells whether all label values, one for each label, are declared.
 func (f *family) allows(values []string) bool {
-	if len(values) != len(f.labels) {
-		return false
-	}
-	for i, v := range values {
-		if !slices.Contains(f.labels[i].Values, v) {
+	for i, l := range f.labels {
+		if !slices.Contains(l.Values, values[i]) {
 			return false
 		}
 	}

@@ -4,18 +4,16 @@
 package metrics
 
 import (
+	"fmt"
 	"maps"
-	"math"
 	"net/http"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
@@ -47,8 +45,8 @@ type Config struct {
 	Revision string
 }
 
-// Metrics is a [prometheus.Collector] over the agent's snapshot, and an
-// [agent.Publisher] that counts what happened.
+// Metrics shows the agent's snapshot, and is an [agent.Publisher] that counts what
+// happened.
 type Metrics struct {
 	cfg Config
 
@@ -105,37 +103,54 @@ func (m *Metrics) Reloaded(err error) {
 	}
 }
 
-// Handler serves the metrics from a registry of their own, two scrapes at a
-// time, uncompressed.
+// Handler serves the metrics, two scrapes at a time, uncompressed.
 func (m *Metrics) Handler() http.Handler {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(m)
-	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: maxScrapes,
-		DisableCompression: true})
+	free := make([]*scraper, maxScrapes) // the last one used is the first to be used again
+	for i := range free {
+		free[i] = m.newScraper()
+	}
+	var mu sync.Mutex // guards free
+	take := func() (s *scraper) {
+		mu.Lock()
+		defer mu.Unlock()
+		if last := len(free) - 1; last >= 0 {
+			s, free = free[last], free[:last]
+		}
+		return s
+	}
+	giveBack := func(s *scraper) {
+		mu.Lock()
+		defer mu.Unlock()
+		free = append(free, s)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := take()
+		if s == nil {
+			http.Error(w, fmt.Sprintf("%d scrapes are under way", maxScrapes), http.StatusServiceUnavailable)
+			return
+		}
+		defer giveBack(s)
+		s.serve(w, r)
+	})
 }
 
-// Describe implements [prometheus.Collector]. It describes nothing: what probes
-// measure depends on the configuration.
-func (m *Metrics) Describe(chan<- *prometheus.Desc) {}
-
-// Collect implements [prometheus.Collector].
-func (m *Metrics) Collect(out chan<- prometheus.Metric) {
+// collect puts all there is into a table.
+func (m *Metrics) collect(t *table) {
 	s := m.cfg.Source()
-	c := &collection{out: out, seen: map[string]bool{}}
-	c.conditions(&s)
-	c.findings(&s)
-	c.work(&s)
-	c.measured(&s)
+	t.conditions(&s)
+	t.findings(&s)
+	t.work(&s)
+	t.measured(&s)
 	if m.cfg.API != nil {
-		c.publishing(m.cfg.API)
+		t.publishing(m.cfg.API)
 	}
 	if m.cfg.Locks != nil {
 		for name, holds := range m.cfg.Locks() {
-			c.put(lockHolds, number(holds), name)
+			t.put(lockHolds, number(holds), name)
 		}
 	}
-	m.own(c)
-	c.put(dropped, float64(m.total(c.dropped)))
+	m.own(t)
+	t.put(dropped, float64(m.total(t.dropped)))
 }
 
 // total adds what a scrape dropped to what was dropped before.
@@ -147,17 +162,17 @@ func (m *Metrics) total(n uint64) uint64 {
 }
 
 // own collects what the metrics themselves keep.
-func (m *Metrics) own(c *collection) {
+func (m *Metrics) own(t *table) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for k, n := range m.transitions {
-		c.put(transitions, float64(n), k[0], k[1])
+		t.put(transitions, float64(n), k[0], k[1])
 	}
 	for reason, n := range m.occurrences {
-		c.put(occurrences, float64(n), reason)
+		t.put(occurrences, float64(n), reason)
 	}
-	c.put(reloadOK, number(m.reloadOK))
-	c.put(reloadAt, seconds(m.reloadAt))
+	t.put(reloadOK, number(m.reloadOK))
+	t.put(reloadAt, seconds(m.reloadAt))
 	label := func(names ...string) string {
 		for _, n := range names {
 			if v := m.labels[n]; v != "" {
@@ -166,139 +181,9 @@ func (m *Metrics) own(c *collection) {
 		}
 		return ""
 	}
-	c.put(nodeInfo, 1, bound(m.cfg.Node), label("kubernetes.azure.com/agentpool", "agentpool"), label("kubernetes.azure.com/node-image-version"),
+	t.put(nodeInfo, 1, bound(m.cfg.Node), label("kubernetes.azure.com/agentpool", "agentpool"), label("kubernetes.azure.com/node-image-version"),
 		label("kubernetes.azure.com/os-sku"), bound(m.cfg.Kernel), label("node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type"))
-	c.put(buildInfo, 1, bound(m.cfg.Version), bound(m.cfg.Revision), runtime.Version())
-}
-
-// A collection is one scrape.
-type collection struct {
-	out     chan<- prometheus.Metric
-	seen    map[string]bool // series whose uniqueness is the probes' business
-	dropped uint64
-}
-
-// put sends one number. What Prometheus would refuse is counted instead: one bad
-// series must not spoil a scrape.
-func (c *collection) put(f *family, v float64, labels ...string) {
-	metric, err := prometheus.NewConstMetric(f.desc, f.kind, v, labels...)
-	if err != nil {
-		c.dropped++
-		return
-	}
-	c.out <- metric
-}
-
-func (c *collection) conditions(s *agent.Snapshot) {
-	for i := range s.Conditions {
-		cond := &s.Conditions[i]
-		if cond.Status == "" {
-			continue
-		}
-		for _, status := range []agent.Status{agent.True, agent.False, agent.Unknown} {
-			c.put(conditionIs, number(cond.Status == status), cond.Type, string(status))
-		}
-	}
-}
-
-// findings counts what stands, by reason. What is still held is not there yet;
-// what is waived has a severity of its own, so that no alert takes it for drift.
-func (c *collection) findings(s *agent.Snapshot) {
-	known := map[string]*probes.Spec{}
-	for i := range s.Probes {
-		known[s.Probes[i].Spec.Name] = &s.Probes[i].Spec
-	}
-	type key struct{ probe, reason, severity, owner string }
-	count := map[key]int{}
-	for i := range s.Conditions {
-		cond := &s.Conditions[i]
-		spec := known[cond.Probe]
-		for j := range cond.Findings {
-			f := &cond.Findings[j]
-			switch {
-			case f.Held:
-			case spec == nil || !slices.ContainsFunc(spec.Reasons, func(r probes.Reason) bool { return r.Name == f.Reason }):
-				c.dropped++
-			case f.Waived:
-				count[key{cond.Probe, f.Reason, "waived", ownerLabel(f.Owner)}]++
-			default:
-				count[key{cond.Probe, f.Reason, f.Severity.String(), ownerLabel(f.Owner)}]++
-			}
-		}
-	}
-	for k, n := range count {
-		c.put(findingIs, float64(n), k.probe, k.reason, k.severity, k.owner)
-	}
-}
-
-// work is each probe's account. Results other than ok show once they happened.
-func (c *collection) work(s *agent.Snapshot) {
-	for i := range s.Probes {
-		p := &s.Probes[i]
-		name := p.Spec.Name
-		var looks uint64
-		for result, n := range p.Runs {
-			if looks += n; n > 0 || result == "ok" {
-				c.put(runs, float64(n), name, result)
-			}
-		}
-		if d, err := prometheus.NewConstSummary(duration.desc, looks, p.Duration.Seconds(), nil, name); err == nil {
-			c.out <- d
-		}
-		if !p.LastSuccess.IsZero() {
-			c.put(lastSuccess, seconds(p.LastSuccess), name)
-		}
-		for domain, hash := range p.Fingerprints {
-			if series := "fingerprint\x00" + domain; !c.seen[series] {
-				c.seen[series] = true
-				c.put(fingerprint, 1, bound(domain), bound(hash))
-			}
-		}
-	}
-	for _, src := range s.Sources {
-		c.put(sourceLost, float64(src.Lost), src.Probe)
-		c.put(sourceHears, number(src.Hearing), src.Probe)
-	}
-}
-
-func (c *collection) publishing(api Publishing) {
-	for code, n := range api.Requests() {
-		if n > 0 || code == "200" || code == "error" {
-			c.put(requests, float64(n), code)
-		}
-	}
-	c.put(pending, number(api.Pending()))
-	c.put(eventsDropped, float64(api.DroppedEvents()))
-	if t := api.LastSuccess(); !t.IsZero() {
-		c.put(published, seconds(t))
-	}
-}
-
-// measured shows the probes' own numbers: only names and label values that
-// their Spec declares, each series once, and only real numbers.
-func (c *collection) measured(s *agent.Snapshot) {
-	declared := map[string]string{} // metric name: the probe that declared it
-	for i := range s.Probes {
-		p := &s.Probes[i]
-		families := map[string]*family{}
-		for j := range p.Spec.Metrics {
-			d := &p.Spec.Metrics[j]
-			if _, taken := declared[d.Name]; !taken && valid(d.Name) && !fixed[namespace+d.Name] {
-				declared[d.Name] = p.Spec.Name
-				families[d.Name] = familyOf(d)
-			}
-		}
-		for _, sample := range p.Samples {
-			f := families[sample.Name]
-			series := sample.Name + "\x00" + strings.Join(sample.Labels, "\x00")
-			if f == nil || !f.allows(sample.Labels) || c.seen[series] || math.IsNaN(sample.Value) || math.IsInf(sample.Value, 0) {
-				c.dropped++
-				continue
-			}
-			c.seen[series] = true
-			c.put(f, sample.Value, sample.Labels...)
-		}
-	}
+	t.put(buildInfo, 1, bound(m.cfg.Version), bound(m.cfg.Revision), runtime.Version())
 }
 
 func number(b bool) float64 {
@@ -332,6 +217,6 @@ func ownerLabel(o probes.Owner) string {
 }
 
 var (
-	_ prometheus.Collector = (*Metrics)(nil)
-	_ agent.Publisher      = (*Metrics)(nil)
+	_ prometheus.Gatherer = (*scraper)(nil)
+	_ agent.Publisher     = (*Metrics)(nil)
 )

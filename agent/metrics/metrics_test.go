@@ -1,14 +1,22 @@
 package metrics
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
@@ -158,6 +166,7 @@ func TestHostileSamples(t *testing.T) {
 	spec := probes.Spec{Name: "p", Metrics: []probes.Metric{
 		{Name: "peers", Labels: []probes.Label{{Name: "state", Values: []string{"up", "down"}}}},
 		{Name: "condition"}, // taken by us
+		{Name: "probe_duration_seconds_sum"},
 		{Name: "Bad name"},
 	}}
 	s := agent.Snapshot{Probes: []agent.ProbeStat{{Spec: spec, Samples: []probes.Sample{
@@ -170,12 +179,14 @@ func TestHostileSamples(t *testing.T) {
 		{Name: "unknown", Value: 1},
 		{Name: "condition", Value: 1},
 		{Name: "Bad name", Value: 1},
+		{Name: "probe_duration_seconds_sum", Value: 1},
+		{Name: "peers", Labels: []string{"up\xffdown"}, Value: 1},
 	}}, {Spec: spec, Samples: []probes.Sample{{Name: "peers", Labels: []string{"down"}, Value: 1}}}}}
 	text := scrape(t, New(Config{Source: func() agent.Snapshot { return s }}))
 	if got := regexp.MustCompile(`(?m)^nodedrift_peers.*$`).FindAllString(text, -1); len(got) != 1 || got[0] != `nodedrift_peers{state="up"} 1` {
 		t.Errorf("peers: %q", got)
 	}
-	if !strings.Contains(text, "nodedrift_metrics_dropped_total 9\n") {
+	if !strings.Contains(text, "nodedrift_metrics_dropped_total 11\n") {
 		t.Errorf("dropped numbers were not counted:\n%s", text)
 	}
 }
@@ -195,6 +206,105 @@ func TestNames(t *testing.T) {
 		t.Errorf("%d fixed metrics, want %d", len(fixed), n)
 	}
 }
+
+// What is kept from scrape to scrape shows in none where it is not: series come, go and
+// come back, and each scrape is one that a registry would have made and Prometheus reads.
+func TestSeriesComeAndGo(t *testing.T) {
+	t.Parallel()
+	all, now := worst(), agent.Snapshot{}
+	s := New(Config{Source: func() agent.Snapshot { return now }, API: fakeAPI{}, Node: "node0"}).newScraper()
+	for step, n := range []int{8, 3, 3, 0, 8} {
+		now = agent.Snapshot{Probes: all.Probes[:n]}
+		now.Sources = all.Sources[:min(n, 2)]
+		now.Conditions = slices.Clone(all.Conditions[:min(n+1, len(all.Conditions))])
+		for i := range now.Conditions {
+			now.Conditions[i].Findings = now.Conditions[i].Findings[:len(now.Conditions[i].Findings)/(step+1)]
+		}
+		got, err := s.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := New(Config{Source: func() agent.Snapshot { return now }, API: fakeAPI{}, Node: "node0"}).newScraper().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sorted, err := prometheus.Gatherers{prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return got, nil })}.Gather()
+		if err != nil {
+			t.Errorf("a registry refuses it: %v", err)
+		}
+		if a, b := text(t, got), text(t, sorted); a != b {
+			t.Errorf("a registry shows\n%s\nwant\n%s", b, a)
+		}
+		at := regexp.MustCompile(`(?m)^(nodedrift_config_last_reload_success_timestamp_seconds).*$`)
+		if a, b := at.ReplaceAllString(text(t, got), ""), at.ReplaceAllString(text(t, fresh), ""); a != b {
+			t.Errorf("with %d probes\n%s\nwant\n%s", n, a, b)
+		}
+	}
+}
+
+// text is what Prometheus reads, once it has shown that it can.
+func text(t *testing.T, families []*dto.MetricFamily) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Error(err)
+		}
+	}
+	p := expfmt.NewTextParser(model.LegacyValidation)
+	if read, err := p.TextToMetricFamilies(strings.NewReader(b.String())); err != nil || len(read) != len(families) {
+		t.Errorf("%d families of %d can be read: %v", len(read), len(families), err)
+	}
+	return b.String()
+}
+
+// A third scrape is refused while two are under way, and none is once they ended.
+func TestTwoScrapesAtATime(t *testing.T) {
+	t.Parallel()
+	come, answers := make(chan struct{}), make(chan struct{})
+	h := New(Config{Source: func() agent.Snapshot { come <- struct{}{}; <-answers; return agent.Snapshot{} }}).Handler()
+	codes := make(chan int)
+	ask := func() {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+		codes <- w.Code
+	}
+	for range 2 {
+		for range maxScrapes {
+			go ask()
+			<-come
+		}
+		go ask()
+		if code := <-codes; code != 503 {
+			t.Errorf("the third: %d", code)
+		}
+		for range maxScrapes {
+			answers <- struct{}{}
+			if code := <-codes; code != 200 {
+				t.Errorf("of the first two: %d", code)
+			}
+		}
+	}
+}
+
+// A scrape like the last one makes little that is not there already.
+func TestAllocations(t *testing.T) {
+	s := worst()
+	h := New(Config{Source: func() agent.Snapshot { return s }, API: fakeAPI{}, Node: "node0"}).Handler()
+	r := httptest.NewRequest("GET", "/metrics", nil)
+	n := testing.AllocsPerRun(20, func() { h.ServeHTTP(nobody{}, r) })
+	t.Logf("%.0f allocations", n)
+	if n > 250 {
+		t.Errorf("%.0f allocations for each scrape, want at most 250", n)
+	}
+}
+
+// nobody reads an answer.
+type nobody struct{}
+
+func (nobody) Header() http.Header         { return http.Header{} }
+func (nobody) WriteHeader(int)             {}
+func (nobody) Write(b []byte) (int, error) { return len(b), nil }
 
 func TestCountersAreBounded(t *testing.T) {
 	t.Parallel()
