@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/bits"
 	"net"
 	"os"
 	"slices"
@@ -49,7 +50,7 @@ type Probe struct {
 	procs   unit.Processes
 	units   unit.Units
 	checker *unit.Checker
-	dial    dialer
+	line    line
 	kernel  func() (kernelClock, error)
 
 	settings settings
@@ -75,7 +76,7 @@ type Probe struct {
 
 // New returns a probe of the node's clock.
 func New(root tree, procs unit.Processes, systemd unit.Units, config Config) *Probe {
-	p := &Probe{config: config, root: root, procs: procs, units: systemd, dial: dialUDP, kernel: readKernel, names: map[string]string{}}
+	p := &Probe{config: config, root: root, procs: procs, units: systemd, line: line{dial: host.DialUDP}, kernel: readKernel, names: map[string]string{}}
 	o := options(config)
 	o.Configs, o.Normal = p.configs, withoutComments
 	p.checker = unit.New(root, procs, systemd, o)
@@ -128,7 +129,7 @@ func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	if age := time.Since(p.read); st.Fresh || p.read.IsZero() || age < 0 || age > readEach {
 		p.readFiles(&st)
 	}
-	r, err := ask(ctx, p.dial, p.address(), p.names)
+	r, err := p.line.ask(ctx, p.address(), p.names)
 	switch {
 	case ctx.Err() != nil:
 		return look, ctx.Err()
@@ -297,9 +298,9 @@ const askOthersWithin = 150 * time.Millisecond
 
 // lookAtOthers looks for a second time daemon.
 func (p *Probe) lookAtOthers(ctx context.Context, st *unit.State, answers bool, look *probes.Look) {
-	ctx, cancel := context.WithTimeout(ctx, askOthersWithin)
-	defer cancel()
 	if age := time.Since(p.asked); p.heard.Swap(false) || p.asked.IsZero() || age < 0 || age > othersEach {
+		ctx, cancel := context.WithTimeout(ctx, askOthersWithin)
+		defer cancel()
 		p.asked, p.others, p.othersUnask = time.Now(), nil, ""
 		for _, name := range otherDaemons {
 			u, err := p.units.Unit(ctx, name)
@@ -391,7 +392,7 @@ func samples(r *report) []probes.Sample {
 	if best == nil {
 		return list
 	}
-	list = append(list, probes.Sample{Name: reachRatio, Value: float64(strings.Count(strconv.FormatUint(uint64(best.Reachability&0xff), 2), "1")) / 8})
+	list = append(list, probes.Sample{Name: reachRatio, Value: float64(bits.OnesCount8(uint8(best.Reachability))) / 8})
 	if best.SinceSample < neverSampled {
 		list = append(list, probes.Sample{Name: sampleAge, Value: float64(best.SinceSample)})
 	}

@@ -2,8 +2,6 @@ package chrony
 
 import (
 	"context"
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -11,15 +9,6 @@ import (
 
 	wire "github.com/facebook/time/ntp/chrony"
 )
-
-// A dialer makes a connected socket to chronyd.
-type dialer func(ctx context.Context, address string) (net.Conn, error)
-
-// dialUDP connects, so that only chronyd's own port is heard.
-func dialUDP(ctx context.Context, address string) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, "udp", address)
-}
 
 const (
 	answerWithin = 400 * time.Millisecond // of all questions; a look has a second, of which systemd may take as much
@@ -44,148 +33,118 @@ func (s *source) polling() time.Duration {
 	return time.Duration(math.Exp2(float64(min(max(s.Poll, 0), 17))) * float64(time.Second))
 }
 
-// ask asks chronyd for its state and its sources. The connection is of this look
-// only: a late answer finds nobody.
+// A dialer makes a connected socket to chronyd, so that only chronyd's own port is heard.
+type dialer func(ctx context.Context, address string) (net.Conn, error)
+
+// ask asks chronyd for its state and its sources, over the socket that was kept.
 //
 // names are the names of sources by address, as far as they are known; what
 // chronyd tells is added.
-func ask(ctx context.Context, dial dialer, address string, names map[string]string) (*report, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
-	defer cancel()
-	conn, err := dial(ctx, address)
-	if err != nil {
+func (l *line) ask(ctx context.Context, address string, names map[string]string) (*report, error) {
+	deadline := time.Now().Add(answerWithin)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	kept := l.conn != nil && l.address == address
+	r, err := l.report(ctx, address, deadline, names)
+	if kept && err != nil && !silent(err) && ctx.Err() == nil {
+		// It may be about an older question: that nobody was there, when chronyd was restarted.
+		r, err = l.report(ctx, address, deadline, names)
+	}
+	return r, err
+}
+
+// report asks all questions at once, since each wait costs more than a question: as many
+// sources as there were last are asked for before chronyd has told how many there are.
+func (l *line) report(ctx context.Context, address string, deadline time.Time, names map[string]string) (r *report, err error) {
+	if err := l.open(ctx, address, deadline); err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return nil, err
-		}
+	defer func() { l.rest(err) }()
+	r = &report{}
+	tracking, sources := l.put(requestTracking, nil), l.put(requestSources, nil)
+	guess := l.sources
+	for i := range guess {
+		l.putSource(i)
 	}
-	// A sequence number of its own for each look, as chronyc does.
-	line := &exchange{conn: conn}
-	client := &wire.Client{Connection: line, Sequence: uint32(time.Now().UnixNano())}
-	var r report
-	t, err := communicate[*wire.ReplyTracking](client, wire.NewTrackingPacket())
+	if err := l.await(); err != nil {
+		return nil, err
+	}
+	data, err := tracking.answer(replyTracking)
+	if err == nil {
+		r.Tracking = parseTracking(data)
+		err = sane(&r.Tracking)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("tracking: %w", err)
 	}
-	r.Tracking = t.Tracking
-	if err := sane(&r.Tracking); err != nil {
-		return nil, fmt.Errorf("tracking: %w", err)
-	}
-	n, err := communicate[*wire.ReplySources](client, wire.NewSourcesPacket())
-	if err != nil {
+	if data, err = sources.answer(replySources); err != nil {
 		return nil, fmt.Errorf("sources: %w", err)
 	}
-	if n.NSources < 0 || n.NSources > maxSources {
-		return nil, fmt.Errorf("%d sources", n.NSources)
+	n := parseCount(data)
+	if n > maxSources {
+		return nil, fmt.Errorf("%d sources", n)
 	}
-	for i := range n.NSources {
-		s, err := communicate[*wire.ReplySourceData](client, wire.NewSourceDataPacket(int32(i)))
-		if err != nil {
+	for i := guess; i < n; i++ {
+		l.putSource(i)
+	}
+	if err := l.await(); err != nil {
+		return nil, err
+	}
+	r.sources = make([]source, n)
+	for i := range r.sources {
+		if err := l.source(i, &r.sources[i]); err != nil {
 			return nil, fmt.Errorf("source %d: %w", i, err)
 		}
-		if !finite(s.LatestMeas, s.LatestMeasErr, s.OrigLatestMeas) || s.IPAddr == nil {
-			return nil, fmt.Errorf("source %d: numbers that are none", i)
-		}
-		src := source{SourceData: s.SourceData, name: nameOf(&s.SourceData)}
-		if src.Mode != wire.SourceModeRef {
-			if src.given, err = givenName(client, line, &src, names); err != nil {
-				return nil, fmt.Errorf("name of source %d: %w", i, err)
-			}
-		}
-		r.sources = append(r.sources, src)
 	}
-	return &r, nil
+	l.sources = n
+	return r, l.giveNames(r, names)
 }
 
-// givenName asks for the name that a source has in the files. A chronyd older than
-// 4.0 does not tell it.
-func givenName(client *wire.Client, line *exchange, s *source, names map[string]string) (string, error) {
-	if name, ok := names[s.name]; ok {
-		return name, nil
-	}
-	r, err := communicate[*wire.ReplyNTPSourceName](client, wire.NewNTPSourceNamePacket(s.IPAddr))
-	switch {
-	case err == nil:
-		names[s.name] = r.Name
-	case line.status != 0:
-		names[s.name] = ""
-	default:
-		return "", err
-	}
-	return names[s.name], nil
-}
-
-// communicate asks one question, and takes only its own kind of answer.
-func communicate[T wire.ResponsePacket](c *wire.Client, q wire.RequestPacket) (T, error) {
-	var none T
-	r, err := c.Communicate(q)
+// source reads the answer to the question for one source.
+func (l *line) source(i int, s *source) error {
+	data, err := l.asked[2+i].answer(replySourceData)
 	if err != nil {
-		return none, err
+		return err
 	}
-	t, ok := r.(T)
-	if !ok {
-		return none, fmt.Errorf("an answer of kind %d: %w", r.GetType(), errMalformed)
+	s.SourceData = parseSource(data)
+	s.name = nameOf(&s.SourceData)
+	if !finite(s.LatestMeas, s.LatestMeasErr, s.OrigLatestMeas) {
+		return fmt.Errorf("numbers that are none: %w", errMalformed)
 	}
-	return t, nil
+	return nil
 }
 
-var errMalformed = errors.New("a malformed answer")
-
-// exchange checks what the library does not: that an answer is one, to this very
-// question, and whole (candm.h of chrony).
-type exchange struct {
-	conn     net.Conn
-	command  uint16
-	sequence uint32
-	status   uint16 // of the last answer that was one
-}
-
-// Write sends a question and remembers what makes it unlike others.
-func (e *exchange) Write(b []byte) (int, error) {
-	if len(b) < 20 {
-		return 0, errMalformed
+// giveNames asks for the names that sources have in the files. A chronyd older than 4.0
+// does not tell them.
+func (l *line) giveNames(r *report, names map[string]string) error {
+	asked := map[string]*question{}
+	for i := range r.sources {
+		s := &r.sources[i]
+		if _, known := names[s.name]; !known && s.Mode != wire.SourceModeRef {
+			asked[s.name] = l.put(requestName, addressOf(&s.SourceData))
+		}
 	}
-	e.status = 0
-	e.command, e.sequence = binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint32(b[8:])
-	return e.conn.Write(b)
-}
-
-// headLength is the length of a reply without its data; a longer one is of a kind
-// that has this many bytes of data: sources, source data, tracking, source name.
-const headLength = 28
-
-var lengths = map[uint16]int{2: headLength + 4, 3: headLength + 48, 5: headLength + 76, 19: headLength + 256}
-
-// Read takes one datagram.
-func (e *exchange) Read(b []byte) (int, error) {
-	n, err := e.conn.Read(b)
-	if err != nil {
-		return 0, err
+	if len(asked) > 0 {
+		if err := l.await(); err != nil {
+			return err
+		}
 	}
-	if err := e.check(b[:n]); err != nil {
-		return 0, err
+	for name, q := range asked {
+		data, err := q.answer(replyName)
+		switch {
+		case err == nil:
+			names[name] = parseName(data)
+		case q.status != 0:
+			names[name] = ""
+		default:
+			return fmt.Errorf("name of %s: %w", name, err)
+		}
 	}
-	return n, nil
-}
-
-func (e *exchange) check(b []byte) error {
-	switch {
-	case len(b) < headLength:
-		return fmt.Errorf("%d bytes: %w", len(b), errMalformed)
-	case b[0] != 6 || b[1] != 2:
-		return fmt.Errorf("version %d, kind %d: %w", b[0], b[1], errMalformed)
-	case binary.BigEndian.Uint16(b[4:]) != e.command:
-		return fmt.Errorf("to another question: %w", errMalformed)
-	case binary.BigEndian.Uint32(b[16:]) != e.sequence:
-		return fmt.Errorf("another sequence number: %w", errMalformed)
-	}
-	e.status = binary.BigEndian.Uint16(b[8:])
-	want, ok := lengths[binary.BigEndian.Uint16(b[6:])]
-	if e.status == 0 && ok && len(b) != want {
-		return fmt.Errorf("%d bytes, want %d: %w", len(b), want, errMalformed)
+	for i := range r.sources {
+		if s := &r.sources[i]; s.Mode != wire.SourceModeRef {
+			s.given = names[s.name]
+		}
 	}
 	return nil
 }

@@ -1,8 +1,6 @@
 package chrony
 
 import (
-	"context"
-	"net"
 	"slices"
 	"testing"
 
@@ -23,10 +21,10 @@ func TestHostile(t *testing.T) {
 	const device, vendor = "dev/ptp0", "sys/class/dmi/id/sys_vendor"
 	gone := slices.Concat(files, folders[:1], []string{vendor})
 	links := slices.Concat(gone, folders[1:])
-	chronyd := parseStandIn(t, "tracking ref=PHC0 stratum=1 frequency=-3.0\nsource PHC0 mode=2 poll=3 stratum=0\n") // AKS's, in order
+	said := parseStandIn(t, "tracking ref=PHC0 stratum=1 frequency=-3.0\nsource PHC0 mode=2 poll=3 stratum=0\n") // AKS's, in order
 	ofNode := func(n *host.Node) probes.Probe {
 		p := New(n.Root, n.Proc, n.Units, Config{})
-		p.dial = func(context.Context, string) (net.Conn, error) { return &conn{d: chronyd}, nil }
+		p.line.dial = to(func() *chronyd { return said })
 		p.kernel = func() (kernelClock, error) { return kernelText(t, "status=8193 maxerror=2100 freq=196608") }
 		return p
 	}

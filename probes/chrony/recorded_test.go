@@ -60,11 +60,18 @@ func serve(t testing.TB, answer func([]byte) [][]byte) string {
 	return c.LocalAddr().String()
 }
 
+// ask asks once, over a socket of its own.
+func ask(t testing.TB, address string, names map[string]string) (*report, error) {
+	l := &line{dial: host.DialUDP}
+	defer l.close()
+	return l.ask(t.Context(), address, names)
+}
+
 func TestAskRecorded(t *testing.T) {
 	d := recorded(t)
 	at := serve(t, func(q []byte) [][]byte { return [][]byte{d.answer(q)} })
 	names := map[string]string{}
-	r, err := ask(t.Context(), dialUDP, at, names)
+	r, err := ask(t, at, names)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +88,7 @@ func TestFloats(t *testing.T) {
 	for _, f := range []float64{0, 1, -1, 0.2, -2.00003, 1e-9, -4.07, 16} {
 		b := trackingOf(t, nil)
 		c := &chronyd{tracking: slices.Concat(b[:40], []byte{byte(wireFloat(f) >> 24), byte(wireFloat(f) >> 16), byte(wireFloat(f) >> 8), byte(wireFloat(f))}, b[44:])}
-		r, err := ask(t.Context(), func(context.Context, string) (net.Conn, error) { return &conn{d: c}, nil }, "", nil)
+		r, err := (&line{dial: to(func() *chronyd { return c })}).ask(t.Context(), "", nil)
 		if err != nil || math.Abs(r.CurrentCorrection-f) > math.Abs(f)*1e-6 {
 			t.Errorf("%v is read as %v (%v)", f, r, err)
 		}
@@ -94,11 +101,11 @@ func TestAskMalformed(t *testing.T) {
 	set := func(at int, v ...byte) func([]byte) []byte {
 		return func(b []byte) []byte { return append(append(slices.Clone(b[:at]), v...), b[at+len(v):]...) }
 	}
-	const data = headLength
+	const data = replyHead
 	for name, change := range map[string]func([]byte) []byte{
 		"empty":              func([]byte) []byte { return []byte{} },
 		"short head":         func(b []byte) []byte { return b[:20] },
-		"no data":            func(b []byte) []byte { return b[:headLength] },
+		"no data":            func(b []byte) []byte { return b[:replyHead] },
 		"one byte short":     func(b []byte) []byte { return b[:len(b)-1] },
 		"one byte long":      func(b []byte) []byte { return append(slices.Clone(b), 0) },
 		"long":               func(b []byte) []byte { return append(slices.Clone(b), make([]byte, 1000)...) },
@@ -117,8 +124,13 @@ func TestAskMalformed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			at := serve(t, func(q []byte) [][]byte { return [][]byte{change(d.answer(q))} })
-			if r, err := ask(t.Context(), dialUDP, at, map[string]string{}); err == nil {
+			at := serve(t, func(q []byte) [][]byte {
+				if q[5] == requestTracking {
+					return [][]byte{change(d.answer(q))}
+				}
+				return [][]byte{d.answer(q)}
+			})
+			if r, err := ask(t, at, map[string]string{}); err == nil {
 				t.Errorf("taken for an answer: %+v", r)
 			} else if silent(err) || refused(err) {
 				t.Errorf("taken for no answer: %v", err)
@@ -143,7 +155,7 @@ func TestAskMalformed(t *testing.T) {
 				other.WriteTo(d.answer(b[:n]), from)
 			}
 		}()
-		if _, err := ask(t.Context(), dialUDP, c.LocalAddr().String(), nil); !silent(err) {
+		if _, err := ask(t, c.LocalAddr().String(), nil); !silent(err) {
 			t.Errorf("an answer from another port: %v", err)
 		}
 	})
@@ -155,7 +167,7 @@ func TestAskMalformed(t *testing.T) {
 			}
 			return [][]byte{d.answer(q)}
 		})
-		if _, err := ask(t.Context(), dialUDP, at, nil); err == nil {
+		if _, err := ask(t, at, nil); err == nil {
 			t.Error("four thousand million sources are none too many")
 		}
 	})
@@ -168,11 +180,11 @@ func TestAskNobody(t *testing.T) {
 	}
 	at := c.LocalAddr().String()
 	began := time.Now()
-	if _, err := ask(t.Context(), dialUDP, at, nil); !silent(err) || time.Since(began) > time.Second {
+	if _, err := ask(t, at, nil); !silent(err) || time.Since(began) > time.Second {
 		t.Errorf("a hung chronyd: %v after %s", err, time.Since(began))
 	}
 	c.Close()
-	if _, err := ask(t.Context(), dialUDP, at, nil); !refused(err) {
+	if _, err := ask(t, at, nil); !refused(err) {
 		t.Errorf("no chronyd: %v", err)
 	}
 }
@@ -184,7 +196,7 @@ func FuzzAsk(f *testing.F) {
 	f.Add([]byte{}, []byte{0xff})
 	f.Fuzz(func(t *testing.T, tracking, src []byte) {
 		d := &chronyd{tracking: tracking, sources: [][]byte{append(src, make([]byte, max(0, 18-len(src)))...)}, names: []string{"a"}}
-		r, err := ask(t.Context(), func(context.Context, string) (net.Conn, error) { return &conn{d: d}, nil }, "", map[string]string{})
+		r, err := (&line{dial: to(func() *chronyd { return d })}).ask(t.Context(), "", map[string]string{})
 		if err != nil {
 			return
 		}
@@ -266,9 +278,8 @@ func TestWitness(t *testing.T) {
 // For three polls after the node stood still nothing is said of sources and offset.
 func TestThaw(t *testing.T) {
 	p := &Probe{settings: settings{}, names: map[string]string{}}
-	r, err := ask(t.Context(), func(context.Context, string) (net.Conn, error) {
-		return &conn{d: parseStandIn(t, "tracking correction=3\nsource 10.240.0.1 reach=0")}, nil
-	}, "", map[string]string{})
+	d := parseStandIn(t, "tracking correction=3\nsource 10.240.0.1 reach=0")
+	r, err := (&line{dial: to(func() *chronyd { return d })}).ask(t.Context(), "", map[string]string{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,9 +313,9 @@ func TestReadKernel(t *testing.T) {
 func TestRestart(t *testing.T) {
 	text := "tracking correction=0.2\nsource 10.240.0.1"
 	p := &Probe{names: map[string]string{}, settings: settings{cmdport: 323}}
-	p.dial = func(context.Context, string) (net.Conn, error) { return &conn{d: parseStandIn(t, text)}, nil }
+	p.line.dial = to(func() *chronyd { return parseStandIn(t, text) })
 	look := func(st *unit.State) (l probes.Look) {
-		if r, err := ask(t.Context(), p.dial, "", p.names); err != nil {
+		if r, err := p.line.ask(t.Context(), "", p.names); err != nil {
 			if err = p.unanswered(st, &l, err); err != nil {
 				t.Fatal(err)
 			}

@@ -58,7 +58,7 @@ func (d *chronyd) answer(q []byte) []byte {
 
 // reply makes a reply to a request.
 func reply(q []byte, kind, status uint16, data []byte) []byte {
-	b := make([]byte, headLength)
+	b := make([]byte, replyHead)
 	b[0], b[1] = 6, 2
 	copy(b[4:6], q[4:6])
 	binary.BigEndian.PutUint16(b[6:], kind)
@@ -177,23 +177,33 @@ func parseStandIn(t testing.TB, text string) *chronyd {
 
 // conn is a socket to the stand-in; a real one cannot time out in a bubble.
 type conn struct {
-	net.Conn // nil: what is not used here is a fault
-	d        *chronyd
-	waiting  []byte
+	net.Conn                 // nil: what is not used here is a fault
+	is       func() *chronyd // as of now
+	waiting  [][]byte
+}
+
+// to is a dialer of a stand-in.
+func to(is func() *chronyd) dialer {
+	return func(context.Context, string) (net.Conn, error) { return &conn{is: is}, nil }
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	if c.d.fail == nil {
-		c.waiting = c.d.answer(b)
+	if d := c.is(); d.fail == nil {
+		c.waiting = append(c.waiting, d.answer(b))
 	}
 	return len(b), nil
 }
 
 func (c *conn) Read(b []byte) (int, error) {
-	if c.d.fail != nil {
-		return 0, fmt.Errorf("read udp 127.0.0.1:323: %w", c.d.fail)
+	if d := c.is(); d.fail != nil {
+		return 0, fmt.Errorf("read udp 127.0.0.1:323: %w", d.fail)
 	}
-	return copy(b, c.waiting), nil
+	if len(c.waiting) == 0 {
+		return 0, fmt.Errorf("read udp 127.0.0.1:323: %w", os.ErrDeadlineExceeded)
+	}
+	n := copy(b, c.waiting[0])
+	c.waiting = c.waiting[1:]
+	return n, nil
 }
 
 func (c *conn) SetDeadline(time.Time) error { return nil }
@@ -221,13 +231,12 @@ func newProbe(t testing.TB) func(*host.Node) probes.Probe {
 			}
 			return string(b)
 		}
-		p.dial = func(context.Context, string) (net.Conn, error) {
-			d := &chronyd{fail: unix.ECONNREFUSED}
+		p.line.dial = to(func() *chronyd {
 			if text := said("tmp/chronyd"); text != "" {
-				d = parseStandIn(t, text)
+				return parseStandIn(t, text)
 			}
-			return &conn{d: d}, nil
-		}
+			return &chronyd{fail: unix.ECONNREFUSED}
+		})
 		p.kernel = func() (kernelClock, error) { return kernelText(t, said("tmp/adjtimex")) }
 		return p
 	}
