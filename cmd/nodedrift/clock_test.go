@@ -26,6 +26,8 @@ func (noUnits) Unit(_ context.Context, name string) (host.Unit, error) {
 	return host.Unit{Id: name, LoadState: "not-found", ActiveState: "inactive"}, nil
 }
 
+func (noUnits) NeedDaemonReload(context.Context, string) (bool, error) { return false, nil }
+
 func (noUnits) WatchUnits(ctx context.Context, l host.Listener, _ ...string) error {
 	l.Changed()
 	<-ctx.Done()

@@ -33,6 +33,10 @@ type units struct{ unit *host.Unit }
 
 func (u units) Unit(context.Context, string) (host.Unit, error) { return *u.unit, nil }
 
+func (u units) NeedDaemonReload(context.Context, string) (bool, error) {
+	return u.unit.NeedDaemonReload, nil
+}
+
 func (u units) WatchUnits(ctx context.Context, l host.Listener, _ ...string) error {
 	l.Changed()
 	<-ctx.Done()

@@ -4,20 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/godbus/dbus/v5"
 )
 
 // WatchUnits calls l.Changed once when it listens, and then whenever a property
-// of one of the units changed, or systemd read its configuration anew. It listens
-// on the bus with one match rule a unit, since a subscription to all would hear
-// every container start; without a bus it listens on systemd's own socket, which
-// sends everything, and picks. It returns nil only when ctx has ended, and an
-// error when the connection has.
+// of one of the units changed, or systemd read its configuration anew. It returns
+// nil only when ctx has ended, and an error when the connection has.
 func (s *Systemd) WatchUnits(ctx context.Context, l Listener, names ...string) error {
 	wanted := []match{
-		{path: managerPath, iface: managerIface, member: "Reloading"},
+		reloading,
 		{path: managerPath, iface: managerIface, member: "UnitFilesChanged"},
 	}
 	for _, name := range names {
@@ -43,7 +39,14 @@ type match struct {
 	path          dbus.ObjectPath
 	iface, member string
 	unit          string // of a job signal: the unit that the job is for, its third argument
+	name          string // of a change of owner: the name on the bus, its first argument
 }
+
+var (
+	reloading = match{path: managerPath, iface: managerIface, member: "Reloading"}
+	// ownerChanged says that systemd on the bus is another one: after a daemon-reexec.
+	ownerChanged = match{sender: busName, path: busPath, iface: busName, member: "NameOwnerChanged", name: manager}
+)
 
 // rule is the match as the bus takes it.
 func (m match) rule() string {
@@ -55,6 +58,9 @@ func (m match) rule() string {
 	if m.unit != "" {
 		pairs = append(pairs, "arg2", m.unit)
 	}
+	if m.name != "" {
+		pairs = append(pairs, "arg0", m.name)
+	}
 	return matchRule(pairs...)
 }
 
@@ -63,20 +69,8 @@ func (m match) is(sig *dbus.Signal) bool {
 	if sig.Path != m.path || sig.Name != m.iface+"."+m.member {
 		return false
 	}
-	return m.unit == "" || len(sig.Body) > 2 && sig.Body[2] == m.unit
-}
-
-// signalEar hears signals on a connection's own goroutine.
-type signalEar struct {
-	wanted []match
-	l      Listener
-}
-
-// DeliverSignal implements [dbus.SignalHandler].
-func (e *signalEar) DeliverSignal(_, _ string, sig *dbus.Signal) {
-	if slices.ContainsFunc(e.wanted, func(m match) bool { return m.is(sig) }) {
-		e.l.Changed()
-	}
+	has := func(i int, arg string) bool { return arg == "" || len(sig.Body) > i && sig.Body[i] == arg }
+	return has(2, m.unit) && has(0, m.name)
 }
 
 // watch listens until ctx or the connection ends.
@@ -84,22 +78,30 @@ func (s *Systemd) watch(ctx context.Context, l Listener, wanted []match) error {
 	if s == nil {
 		return errNoSystemd
 	}
-	// systemd on the bus is another one after a daemon-reexec.
-	wanted = append(wanted, match{sender: busName, path: busPath, iface: busName, member: "NameOwnerChanged"})
-	link, err := s.listen(ctx, l, wanted)
+	link, err := s.connection(ctx, busSocket, privateSocket)
+	if err == nil {
+		e := &busEar{append(wanted, ownerChanged), l}
+		defer link.leave(e)
+		err = link.join(ctx, e)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return fmt.Errorf("listen to systemd: %w", err)
 	}
-	defer link.Close()
 	l.Changed()
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-link.Context().Done():
-		return errors.New("listen to systemd: the connection ended")
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-link.conn.Context().Done():
+			return errors.New("listen to systemd: the connection ended")
+		case <-link.moved:
+			// Some systemds forget who has subscribed. One that does not answer is
+			// noticed by who asks it.
+			link.subscribe(ctx)
+		}
 	}
 }
 
@@ -107,38 +109,3 @@ const (
 	busName = "org.freedesktop.DBus"
 	busPath = "/org/freedesktop/DBus"
 )
-
-// listen subscribes on the bus, or else connects to systemd's own socket, where
-// no subscription is needed.
-func (s *Systemd) listen(ctx context.Context, l Listener, wanted []match) (*dbus.Conn, error) {
-	ear := &signalEar{wanted, l}
-	link, busErr := s.connect(ctx, busSocket, ear)
-	if busErr == nil {
-		if busErr = subscribe(ctx, link, wanted); busErr == nil {
-			return link, nil
-		}
-		link.Close()
-	}
-	link, err := s.connect(ctx, privateSocket, ear)
-	if err != nil {
-		return nil, errors.Join(busErr, err)
-	}
-	return link, nil
-}
-
-// subscribe asks the bus for the wanted signals, and systemd to send any at all:
-// it does while someone has subscribed.
-func subscribe(ctx context.Context, link *dbus.Conn, wanted []match) error {
-	ctx, cancel := context.WithTimeout(ctx, busDial)
-	defer cancel()
-	for _, m := range wanted {
-		rule := m.rule()
-		if m.member == "NameOwnerChanged" {
-			rule += ",arg0='" + manager + "'"
-		}
-		if err := link.BusObject().CallWithContext(ctx, busName+".AddMatch", 0, rule).Err; err != nil {
-			return fmt.Errorf("add a match: %w", err)
-		}
-	}
-	return link.Object(manager, managerPath).CallWithContext(ctx, managerIface+".Subscribe", 0).Err
-}

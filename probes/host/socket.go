@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -59,6 +60,9 @@ const (
 	// maxMessage bounds one D-Bus message: all properties of a service are 30 KiB.
 	// The protocol allows 128 MiB.
 	maxMessage = 1 << 20
+	// busBuffer holds most messages: one read takes one, or several, where the
+	// library would take it piece by piece.
+	busBuffer = 4 << 10
 	// busWrite bounds the time that one message takes to leave.
 	busWrite = 2 * time.Second
 )
@@ -70,7 +74,9 @@ type busConn struct {
 	r busReader
 }
 
-func newBusConn(c net.Conn) *busConn { return &busConn{Conn: c, r: busReader{r: c}} }
+func newBusConn(c net.Conn) *busConn {
+	return &busConn{Conn: c, r: busReader{r: bufio.NewReaderSize(c, busBuffer)}}
+}
 
 func (c *busConn) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
@@ -83,6 +89,7 @@ func (c *busConn) Write(p []byte) (int, error) {
 	}
 	c.SetWriteDeadline(time.Now().Add(busWrite))
 	n, err := c.Conn.Write(p)
+	c.SetWriteDeadline(time.Time{}) // or its timer wakes a thread for nothing
 	return n, plain(err)
 }
 
@@ -101,7 +108,8 @@ type busReader struct {
 
 	mu     sync.Mutex
 	framed bool
-	head   []byte // of the present message, not yet passed on
+	head   [16]byte
+	rest   []byte // of the present message's head, not yet passed on
 	left   uint64 // bytes of the present message behind its head
 }
 
@@ -118,14 +126,14 @@ func (b *busReader) Read(p []byte) (int, error) {
 	if !framed {
 		return b.r.Read(p)
 	}
-	if len(b.head) == 0 && b.left == 0 {
+	if len(b.rest) == 0 && b.left == 0 {
 		if err := b.next(); err != nil {
 			return 0, err
 		}
 	}
-	if len(b.head) > 0 {
-		n := copy(p, b.head)
-		b.head = b.head[n:]
+	if len(b.rest) > 0 {
+		n := copy(p, b.rest)
+		b.rest = b.rest[n:]
 		return n, nil
 	}
 	n, err := b.r.Read(p[:min(uint64(len(p)), b.left)])
@@ -136,7 +144,7 @@ func (b *busReader) Read(p []byte) (int, error) {
 // next reads the fixed part of a message, which tells its size (D-Bus
 // specification, "Message Format").
 func (b *busReader) next() error {
-	head := make([]byte, 16)
+	head := b.head[:]
 	if _, err := io.ReadFull(b.r, head); err != nil {
 		return err
 	}
@@ -153,6 +161,6 @@ func (b *busReader) next() error {
 	if size > maxMessage {
 		return fmt.Errorf("a D-Bus message of %d bytes: %w", size, ErrTooLarge)
 	}
-	b.head, b.left = head, size
+	b.rest, b.left = head, size
 	return nil
 }

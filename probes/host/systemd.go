@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,15 +13,12 @@ import (
 	"github.com/godbus/dbus/v5"
 )
 
-// Where the node's systemd and its message bus listen. The first is systemd's
-// own, for root only; it needs no bus.
+// Where the node's message bus and its systemd listen. The bus sends the signals
+// that are asked for. The other is for root only, needs no bus, and sends all.
 const (
-	privateSocket = "run/systemd/private"
 	busSocket     = "run/dbus/system_bus_socket"
+	privateSocket = "run/systemd/private"
 )
-
-// busDial bounds connecting and logging in.
-const busDial = 2 * time.Second
 
 // errNoSystemd is what a nil Systemd says.
 var errNoSystemd = errors.New("no systemd")
@@ -34,15 +29,12 @@ var errNoSystemd = errors.New("no systemd")
 // has no method that does, and a test holds the list of calls that it makes.
 //
 // It connects when it is asked first, and again when the connection has ended:
-// a "systemctl daemon-reexec", which each update of systemd does, ends it and
-// says nothing. A nil Systemd answers with errors.
+// that to systemd's own socket does in a "systemctl daemon-reexec", which each
+// update of systemd does. A nil Systemd answers with errors.
 type Systemd struct {
 	dial func(ctx context.Context, socket string) (net.Conn, error)
-	turn chan struct{} // held while calls and links are looked at or changed
-
-	calls *systemd.Conn
-	links []*dbus.Conn // of calls: their contexts tell that they ended
-	bus   *dbus.Conn   // to logind
+	turn chan struct{} // held while link is looked at or changed
+	link *busLink      // one for all: who is answered over it would hear over it
 }
 
 // NewSystemd returns the systemd of the node whose root is given.
@@ -50,32 +42,29 @@ func NewSystemd(root *Root) *Systemd {
 	return &Systemd{dial: root.Dial, turn: make(chan struct{}, 1)}
 }
 
-// Close closes the connections.
+// Close closes the connection.
 func (s *Systemd) Close() error {
 	if s == nil {
 		return nil
 	}
 	s.turn <- struct{}{}
-	defer func() { <-s.turn }()
+	defer s.give()
 	s.hangUp()
-	if s.bus != nil {
-		s.bus.Close()
-		s.bus = nil
-	}
 	return nil
 }
 
 func (s *Systemd) hangUp() {
-	if s.calls != nil {
-		s.calls.Close()
+	if s.link != nil {
+		s.link.conn.Close()
 	}
-	s.calls, s.links = nil, nil
+	s.link = nil
 }
 
 // Unit asks for a unit. A unit that there is not is no error to systemd: its
 // LoadState is "not-found".
 func (s *Systemd) Unit(ctx context.Context, name string) (Unit, error) {
-	props, err := call(ctx, s, func(c *systemd.Conn) (map[string]any, error) { return c.GetAllPropertiesContext(ctx, name) })
+	var props map[string]dbus.Variant
+	err := s.call(ctx, &props, unitPath(name), propertyIface+".GetAll", "")
 	if err != nil {
 		return Unit{}, fmt.Errorf("ask systemd for %s: %w", name, err)
 	}
@@ -86,20 +75,20 @@ func (s *Systemd) Unit(ctx context.Context, name string) (Unit, error) {
 	return u, nil
 }
 
+// NeedDaemonReload asks for that property of a unit alone: it is the one that
+// changes and no signal tells, as systemd looks at the unit's files when asked.
+func (s *Systemd) NeedDaemonReload(ctx context.Context, name string) (bool, error) {
+	needs, err := property[bool](ctx, s, unitPath(name), unitIface, "NeedDaemonReload")
+	if err != nil {
+		return false, fmt.Errorf("ask systemd for %s: %w", name, err)
+	}
+	return needs, nil
+}
+
 // SystemState asks for the manager's state, as "systemctl is-system-running"
 // prints it: "running", "degraded", "starting", "stopping".
 func (s *Systemd) SystemState(ctx context.Context) (string, error) {
-	state, err := call(ctx, s, func(c *systemd.Conn) (string, error) {
-		p, err := c.SystemStateContext(ctx)
-		if err != nil {
-			return "", err
-		}
-		state, ok := p.Value.Value().(string)
-		if !ok {
-			return "", errors.New("the answer is no string")
-		}
-		return state, nil
-	})
+	state, err := property[string](ctx, s, managerPath, managerIface, "SystemState")
 	if err != nil {
 		return "", fmt.Errorf("ask systemd for its state: %w", err)
 	}
@@ -126,15 +115,15 @@ func (s *Systemd) Stopping(ctx context.Context) (bool, error) {
 	return s.announced(ctx), nil
 }
 
-// announced asks logind. Where there is none nothing is announced: then systemd
-// alone is to be believed.
+// announced asks logind. Where there is no bus nothing is announced: then systemd
+// alone is to be believed. A bus that has come back is gone over to.
 func (s *Systemd) announced(ctx context.Context) bool {
-	bus, err := s.systemBus(ctx)
+	l, err := s.connection(ctx, busSocket)
 	if err != nil {
 		return false
 	}
 	var v dbus.Variant
-	err = bus.Object(logind, logindPath).CallWithContext(ctx, getProperty, dbus.FlagNoAutoStart,
+	err = l.conn.Object(logind, logindPath).CallWithContext(ctx, getProperty, dbus.FlagNoAutoStart,
 		logindManager, "PreparingForShutdown").Store(&v)
 	announced, _ := v.Value().(bool)
 	return err == nil && announced
@@ -145,6 +134,7 @@ const (
 	manager        = "org.freedesktop.systemd1"
 	managerPath    = "/org/freedesktop/systemd1"
 	managerIface   = "org.freedesktop.systemd1.Manager"
+	unitIface      = "org.freedesktop.systemd1.Unit"
 	propertyIface  = "org.freedesktop.DBus.Properties"
 	getProperty    = propertyIface + ".Get"
 	logind         = "org.freedesktop.login1"
@@ -168,31 +158,45 @@ func (s *Systemd) take(ctx context.Context) error {
 
 func (s *Systemd) give() { <-s.turn }
 
-// call makes a call. When it turns out that the connection has ended it is made
-// again over a new one, with pauses: a daemon-reexec takes a tenth of a second, in
-// which nobody listens.
-func call[T any](ctx context.Context, s *Systemd, ask func(*systemd.Conn) (T, error)) (T, error) {
+// call makes a call to systemd and stores the answer. When it turns out that
+// systemd hung up it is made again, with pauses: a daemon-reexec takes a tenth of a
+// second, in which nobody listens.
+func (s *Systemd) call(ctx context.Context, answer any, path dbus.ObjectPath, method string, args ...any) error {
 	const pauses = 5 // 10 ms doubling: 310 ms together
-	var zero T
 	lost := error(nil)
 	for i := range pauses + 1 {
-		c, err := s.connection(ctx)
+		l, err := s.connection(ctx, busSocket, privateSocket)
 		switch {
 		case err != nil && (lost == nil || ctx.Err() != nil):
-			return zero, err
+			return err
 		case err == nil:
-			var v T
-			if v, err = ask(c); !endedBy(err) || ctx.Err() != nil {
-				return v, err
+			c := l.conn.Object(manager, path).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...)
+			if err = c.Err; !endedBy(err) || ctx.Err() != nil {
+				return c.Store(answer)
 			}
-			c.Close() // which ends its links: the next turn dials
+			if _, fromBus := errors.AsType[dbus.Error](err); !fromBus {
+				l.conn.Close() // the next turn dials
+			}
 		}
 		lost = err
 		if i > 0 && !pause(ctx, 5*time.Millisecond<<i) {
 			break
 		}
 	}
-	return zero, lost
+	return lost
+}
+
+// property asks for one property.
+func property[T any](ctx context.Context, s *Systemd, path dbus.ObjectPath, iface, name string) (value T, err error) {
+	var v dbus.Variant
+	if err := s.call(ctx, &v, path, getProperty, iface, name); err != nil {
+		return value, err
+	}
+	value, ok := v.Value().(T)
+	if !ok {
+		return value, fmt.Errorf("property %s is a %T", name, v.Value())
+	}
+	return value, nil
 }
 
 // endedBy tells whether an error is a connection's end, and not an answer.
@@ -203,7 +207,8 @@ func endedBy(err error) bool {
 	}
 	// Over the bus it is the bus that says that systemd hung up, or is not there.
 	return slices.Contains([]string{
-		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected", "org.freedesktop.DBus.Error.ServiceUnknown",
+		"org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.Disconnected",
+		"org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner",
 	}, answer.Name)
 }
 
@@ -219,93 +224,27 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// connection returns the kept connection, or a new one.
-func (s *Systemd) connection(ctx context.Context) (*systemd.Conn, error) {
+// connection returns the kept connection if it is over one of the sockets, or a
+// new one over the first that answers.
+func (s *Systemd) connection(ctx context.Context, sockets ...string) (*busLink, error) {
 	if err := s.take(ctx); err != nil {
 		return nil, err
 	}
 	defer s.give()
-	if s.calls != nil && !ended(s.links) {
-		return s.calls, nil
+	if s.link != nil && s.link.conn.Connected() && slices.Contains(sockets, s.link.socket) {
+		return s.link, nil
 	}
-	s.hangUp()
 	var errs []error
-	for _, socket := range []string{privateSocket, busSocket} {
-		var links []*dbus.Conn
-		c, err := systemd.NewConnection(func() (*dbus.Conn, error) {
-			link, err := s.connect(ctx, socket, nil)
-			if err == nil {
-				links = append(links, link)
-			}
-			return link, err
-		})
+	for _, socket := range sockets {
+		l, err := s.connect(ctx, socket)
 		if err == nil {
-			s.calls, s.links = c, links
-			return c, nil
+			s.hangUp()
+			s.link = l
+			return l, nil
 		}
-		errs = append(errs, err)
+		errs = slices.Insert(errs, 0, err) // systemd's own says most
 	}
 	return nil, errors.Join(errs...)
-}
-
-func ended(links []*dbus.Conn) bool {
-	for _, l := range links {
-		if !l.Connected() {
-			return true
-		}
-	}
-	return false
-}
-
-// systemBus returns the kept connection to the bus, or a new one.
-func (s *Systemd) systemBus(ctx context.Context) (*dbus.Conn, error) {
-	if err := s.take(ctx); err != nil {
-		return nil, err
-	}
-	defer s.give()
-	if s.bus != nil && s.bus.Connected() {
-		return s.bus, nil
-	}
-	var err error
-	s.bus, err = s.connect(ctx, busSocket, nil)
-	return s.bus, err
-}
-
-// connect connects to a socket and logs in by uid (EXTERNAL), within a deadline.
-func (s *Systemd) connect(ctx context.Context, socket string, signals dbus.SignalHandler) (link *dbus.Conn, err error) {
-	ctx, cancel := context.WithTimeout(ctx, busDial)
-	defer cancel()
-	conn, err := s.dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			conn.Close()
-			err = fmt.Errorf("log in at /%s: %w", socket, err)
-		}
-	}()
-	// Neither login nor Hello listen to a context.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	var options []dbus.ConnOption
-	if signals != nil {
-		options = append(options, dbus.WithSignalHandler(signals))
-	}
-	if link, err = dbus.NewConn(newBusConn(conn), options...); err != nil {
-		return nil, err
-	}
-	if err = link.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err == nil && socket == busSocket {
-		err = link.Hello() // systemd's own socket is no bus
-	}
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		link.Close()
-		return nil, err
-	}
-	return link, nil
 }
 
 // unitPath is a unit's object path (systemd.unit(5), sd_bus_path_encode(3)).

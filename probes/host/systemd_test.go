@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,6 +54,9 @@ func TestUnit(t *testing.T) {
 		if !reflect.DeepEqual(u, kubelet) || err != nil {
 			t.Errorf("%s: %+v, %v", socket, u, err)
 		}
+		if needs, err := s.NeedDaemonReload(t.Context(), "kubelet.service"); !needs || err != nil {
+			t.Errorf("%s: needs a daemon-reload: %v, %v", socket, needs, err)
+		}
 		u, err = s.Unit(t.Context(), "absent@x-y.service")
 		if u.LoadState != "not-found" || err != nil {
 			t.Errorf("%s: %+v, %v", socket, u, err)
@@ -94,16 +98,151 @@ func TestStoppingWithoutABus(t *testing.T) {
 	}
 }
 
-// TestSystemdReexec ends the connections as a daemon-reexec does: the next call
-// goes over a new one.
+// TestSystemdReexec ends the connections as a daemon-reexec does, or a bus that is
+// started again: the next call goes over a new one.
 func TestSystemdReexec(t *testing.T) {
 	t.Parallel()
-	s, standIn := serve(t, probetest.PrivateSocket)
-	for range 20 {
-		if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
-			t.Fatal(err)
+	for _, socket := range bothSockets {
+		s, standIn := serve(t, socket)
+		for range 20 {
+			if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+				t.Fatal(err)
+			}
+			standIn.Drop()
+		}
+	}
+}
+
+// TestSystemdGoneFromTheBus holds that a systemd that hung up on the bus ends no
+// connection: who listens hears of it again over the same one, which systemd is
+// asked for anew.
+func TestSystemdGoneFromTheBus(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, probetest.BusSocket)
+	l, done := newListener(), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- s.WatchUnits(ctx, l, "kubelet.service") }()
+	l.hears(t, "the subscription")
+	standIn.Fail("kubelet.service", dbus.Error{Name: "org.freedesktop.DBus.Error.NoReply"})
+	if _, err := s.Unit(t.Context(), "kubelet.service"); err == nil {
+		t.Error("nobody answered, and it was no error")
+	}
+	standIn.Fail("kubelet.service", nil)
+	standIn.Signal("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged", "org.freedesktop.systemd1", "", ":1.8")
+	l.hears(t, "another systemd")
+	if _, err := s.Unit(t.Context(), "kubelet.service"); err != nil {
+		t.Error(err)
+	}
+	for subscribed := func() (n int) {
+		for _, call := range standIn.Asked() {
+			if strings.Contains(call, "Subscribe") {
+				n++
+			}
+		}
+		return n
+	}; subscribed() < 2; time.Sleep(time.Millisecond) {
+		if t.Context().Err() != nil {
+			t.Fatal("it has not subscribed anew")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil || standIn.Clients() != 1 {
+		t.Errorf("%v, %d connections", err, standIn.Clients())
+	}
+}
+
+// TestBusComesBack holds that what goes over systemd's own socket while there is no
+// bus goes over to the bus when it is back: it alone tells of announced shutdowns.
+func TestBusComesBack(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	private := probetest.ServeSystemd(t, dir, "running", nil, probetest.PrivateSocket)
+	root, err := host.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := host.NewSystemd(root)
+	t.Cleanup(func() { s.Close(); root.Close() })
+	l, done := newListener(), make(chan error, 1)
+	go func() { done <- s.WatchShutdown(t.Context(), l) }()
+	l.hears(t, "the subscription")
+	if stopping, err := s.Stopping(t.Context()); stopping || err != nil || private.Clients() != 1 {
+		t.Errorf("without a bus: %v, %v, %d connections", stopping, err, private.Clients())
+	}
+	bus := probetest.ServeSystemd(t, dir, "running", nil, probetest.BusSocket)
+	bus.Announce(true)
+	if stopping, err := s.Stopping(t.Context()); !stopping || err != nil {
+		t.Errorf("with a bus: %v, %v", stopping, err)
+	}
+	if err := <-done; err == nil {
+		t.Error("who listened beside the bus is not told to listen anew")
+	}
+}
+
+// TestOneConnection listens as the whole agent does, and asks: all goes over one
+// connection, everyone hears what is theirs, and who leaves deafens nobody.
+func TestOneConnection(t *testing.T) {
+	t.Parallel()
+	for _, socket := range bothSockets {
+		s, standIn := serve(t, socket)
+		type watch struct {
+			names []string
+			listener
+			leave context.CancelFunc
+			ended chan error
+		}
+		watches := []watch{{names: []string{"kubelet.service"}}, {names: []string{"containerd.service"}}, {names: []string{"containerd.service"}},
+			{names: []string{"chrony.service", "chronyd.service"}}, {names: []string{"ntp.service", "systemd-timesyncd.service"}}, {}}
+		for i := range watches {
+			w := &watches[i]
+			w.listener, w.ended = newListener(), make(chan error, 1)
+			var ctx context.Context
+			ctx, w.leave = context.WithCancel(t.Context())
+			l, ended, names := w.listener, w.ended, w.names
+			go func() {
+				if names == nil {
+					ended <- s.WatchShutdown(ctx, l)
+				} else {
+					ended <- s.WatchUnits(ctx, l, names...)
+				}
+			}()
+		}
+		for i, w := range watches {
+			w.hears(t, fmt.Sprint("subscription ", i))
+		}
+		if _, err := s.Stopping(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if n := standIn.Clients(); n != 1 {
+			t.Errorf("%s: %d connections, want 1", socket, n)
+		}
+		watches[1].leave()
+		if err := <-watches[1].ended; err != nil {
+			t.Error(err)
+		}
+		watches = slices.Delete(watches, 1, 2)
+		for i, w := range watches {
+			for _, name := range w.names {
+				standIn.UnitChanged(name)
+				w.hears(t, name)
+			}
+			if w.names == nil {
+				standIn.Signal("/org/freedesktop/login1", "org.freedesktop.login1.Manager", "PrepareForShutdown", true)
+				w.hears(t, "logind")
+			}
+			for j, other := range watches {
+				if len(other.listener) > 0 {
+					t.Errorf("%s: listener %d hears what is for %d", socket, j, i)
+				}
+			}
 		}
 		standIn.Drop()
+		for i, w := range watches {
+			if err := <-w.ended; err == nil {
+				t.Errorf("%s: listener %d is not told that the connection ended", socket, i)
+			}
+			w.leave()
+		}
 	}
 }
 
@@ -120,6 +259,7 @@ func TestSystemdReadsOnly(t *testing.T) {
 	go func() { done <- s.WatchShutdown(ctx, l) }()
 	l.hears(t, "the subscription")
 	s.Unit(ctx, "kubelet.service")
+	s.NeedDaemonReload(ctx, "kubelet.service")
 	s.Stopping(ctx)
 	cancel()
 	if err := errors.Join(<-done, <-done); err != nil {
@@ -173,6 +313,9 @@ func TestSystemdSilent(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := s.Unit(ctx, "kubelet.service"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	if _, err := s.NeedDaemonReload(ctx, "kubelet.service"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	standIn.Silence(false)

@@ -6,6 +6,8 @@ import (
 	"math"
 	"reflect"
 	"time"
+
+	"github.com/godbus/dbus/v5"
 )
 
 // Unit is what systemd says of a unit. Its fields are named as the properties
@@ -65,7 +67,7 @@ type Command struct {
 
 // unitOf makes a Unit of D-Bus properties. One that a systemd does not know is
 // zero, but there is no unit without a state, and another type is an error.
-func unitOf(props map[string]any) (Unit, error) {
+func unitOf(props map[string]dbus.Variant) (Unit, error) {
 	var u Unit
 	fields := reflect.ValueOf(&u).Elem()
 	for i := range fields.NumField() {
@@ -74,8 +76,8 @@ func unitOf(props map[string]any) (Unit, error) {
 		if !ok {
 			continue
 		}
-		if !assign(fields.Field(i).Addr().Interface(), value) {
-			return Unit{}, fmt.Errorf("property %s is a %T", name, value)
+		if !assign(fields.Field(i).Addr().Interface(), value.Value()) {
+			return Unit{}, fmt.Errorf("property %s is a %T", name, value.Value())
 		}
 	}
 	if u.LoadState == "" || u.ActiveState == "" {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -38,8 +39,15 @@ type Systemd struct {
 	silent   bool
 	faults   map[dbus.ObjectPath]error
 	asked    []string
-	conns    map[net.Conn]string // and the socket each came by
+	clients  map[net.Conn]*client
 	serial   uint32
+}
+
+// client is one who is connected.
+type client struct {
+	socket     string // it came by
+	subscribed bool
+	rules      []map[string]string // match rules by their keys
 }
 
 // Sockets of a node below its root.
@@ -52,7 +60,7 @@ const (
 // test ends. The state is the manager's: "running".
 func ServeSystemd(t testing.TB, root, state string, units map[string]host.Unit, sockets ...string) *Systemd {
 	t.Helper()
-	s := &Systemd{state: state, units: map[dbus.ObjectPath]host.Unit{}, conns: map[net.Conn]string{}, faults: map[dbus.ObjectPath]error{}}
+	s := &Systemd{state: state, units: map[dbus.ObjectPath]host.Unit{}, clients: map[net.Conn]*client{}, faults: map[dbus.ObjectPath]error{}}
 	for name, u := range units {
 		s.units[unitPath(name)] = u
 	}
@@ -88,7 +96,7 @@ func (s *Systemd) listen(t testing.TB, root, socket string) {
 				return
 			}
 			s.mu.Lock()
-			s.conns[conn] = socket
+			s.clients[conn] = &client{socket: socket}
 			s.mu.Unlock()
 			serving.Go(func() { s.serve(conn) })
 		}
@@ -101,13 +109,20 @@ func (s *Systemd) listen(t testing.TB, root, socket string) {
 	})
 }
 
+// Clients returns how many are connected.
+func (s *Systemd) Clients() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.clients)
+}
+
 // Drop ends all connections, as a daemon-reexec does.
 func (s *Systemd) Drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for conn := range s.conns {
+	for conn := range s.clients {
 		conn.Close()
-		delete(s.conns, conn)
+		delete(s.clients, conn)
 	}
 }
 
@@ -139,7 +154,8 @@ func (s *Systemd) Asked() []string {
 	return append([]string(nil), s.asked...)
 }
 
-// Signal sends a signal to everyone who is connected.
+// Signal sends a signal to everyone who is connected to systemd, and to everyone on
+// the bus who has subscribed and asked for it.
 func (s *Systemd) Signal(path dbus.ObjectPath, iface, member string, body ...any) {
 	msg := &dbus.Message{Type: dbus.TypeSignal, Body: body, Headers: map[dbus.HeaderField]dbus.Variant{
 		dbus.FieldPath: dbus.MakeVariant(path), dbus.FieldInterface: dbus.MakeVariant(iface), dbus.FieldMember: dbus.MakeVariant(member),
@@ -147,9 +163,47 @@ func (s *Systemd) Signal(path dbus.ObjectPath, iface, member string, body ...any
 	}}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for conn := range s.conns {
-		s.send(conn, msg)
+	for conn, c := range s.clients {
+		if c.socket == PrivateSocket || c.subscribed && slices.ContainsFunc(c.rules, func(r map[string]string) bool { return matches(r, msg) }) {
+			s.send(conn, msg)
+		}
 	}
+}
+
+// matches tells whether a match rule is for a signal (D-Bus specification, "Match
+// Rules"). Who sends it the stand-in does not tell apart.
+func matches(rule map[string]string, msg *dbus.Message) bool {
+	for key, want := range rule {
+		var got string
+		switch key {
+		case "path":
+			got = string(header[dbus.ObjectPath](msg, dbus.FieldPath))
+		case "interface":
+			got = header[string](msg, dbus.FieldInterface)
+		case "member":
+			got = header[string](msg, dbus.FieldMember)
+		case "arg0", "arg2":
+			if i := int(key[3] - '0'); len(msg.Body) > i {
+				got, _ = msg.Body[i].(string)
+			}
+		default:
+			continue
+		}
+		if got != want {
+			return false
+		}
+	}
+	return true
+}
+
+// parseRule reads "type='signal',path='/a'".
+func parseRule(rule string) map[string]string {
+	keys := map[string]string{}
+	for pair := range strings.SplitSeq(rule, ",") {
+		key, value, _ := strings.Cut(pair, "=")
+		keys[key] = strings.Trim(value, "'")
+	}
+	return keys
 }
 
 // UnitChanged sends what systemd sends when a property of a unit changed.
@@ -161,7 +215,7 @@ func (s *Systemd) UnitChanged(name string) {
 // Raw writes bytes to everyone who is connected.
 func (s *Systemd) Raw(b []byte) {
 	s.change(func() {
-		for conn := range s.conns {
+		for conn := range s.clients {
 			conn.Write(b)
 		}
 	})
@@ -173,7 +227,10 @@ func unitPath(name string) dbus.ObjectPath {
 
 // serve lets one client log in and answers its calls.
 func (s *Systemd) serve(conn net.Conn) {
-	defer conn.Close()
+	defer s.change(func() {
+		conn.Close()
+		delete(s.clients, conn)
+	})
 	in := bufio.NewReader(conn)
 	if err := login(in, conn); err != nil {
 		return
@@ -230,7 +287,11 @@ func (s *Systemd) reply(conn net.Conn, msg *dbus.Message) {
 	if s.silent {
 		return
 	}
-	body, err := s.answer(s.conns[conn], path, method, msg.Body)
+	c := s.clients[conn]
+	if c == nil { // dropped meanwhile
+		return
+	}
+	body, err := s.answer(c, path, method, msg.Body)
 	if fault := s.faults[path]; fault != nil {
 		err = fault
 	}
@@ -239,19 +300,32 @@ func (s *Systemd) reply(conn net.Conn, msg *dbus.Message) {
 	}}
 	if err != nil {
 		reply.Type, reply.Body = dbus.TypeError, []any{err.Error()}
-		reply.Headers[dbus.FieldErrorName] = dbus.MakeVariant("org.freedesktop.DBus.Error.UnknownMethod")
+		name := "org.freedesktop.DBus.Error.UnknownMethod"
+		if named, ok := errors.AsType[dbus.Error](err); ok {
+			name = named.Name
+		}
+		reply.Headers[dbus.FieldErrorName] = dbus.MakeVariant(name)
 	}
 	s.send(conn, reply)
 }
 
 // answer is what a call returns.
-func (s *Systemd) answer(socket string, path dbus.ObjectPath, method string, args []any) ([]any, error) {
+func (s *Systemd) answer(c *client, path dbus.ObjectPath, method string, args []any) ([]any, error) {
 	switch method {
 	case "org.freedesktop.DBus.Hello":
-		if socket == BusSocket {
+		if c.socket == BusSocket {
 			return []any{":1.7"}, nil
 		}
-	case "org.freedesktop.DBus.AddMatch", "org.freedesktop.systemd1.Manager.Subscribe":
+	case "org.freedesktop.DBus.AddMatch":
+		if rule, ok := args[0].(string); ok && c.socket == BusSocket {
+			c.rules = append(c.rules, parseRule(rule))
+			return nil, nil
+		}
+	case "org.freedesktop.systemd1.Manager.Subscribe":
+		if c.subscribed {
+			return nil, dbus.Error{Name: "org.freedesktop.systemd1.AlreadySubscribed", Body: []any{"Client is already subscribed."}}
+		}
+		c.subscribed = c.socket == BusSocket
 		return nil, nil
 	case "org.freedesktop.DBus.Properties.GetAll":
 		u, ok := s.units[path]
@@ -261,15 +335,17 @@ func (s *Systemd) answer(socket string, path dbus.ObjectPath, method string, arg
 		return []any{properties(u)}, nil
 	case "org.freedesktop.DBus.Properties.Get":
 		switch fmt.Sprint(args...) {
+		case "org.freedesktop.systemd1.UnitNeedDaemonReload":
+			return []any{dbus.MakeVariant(s.units[path].NeedDaemonReload)}, nil
 		case "org.freedesktop.systemd1.ManagerSystemState":
 			return []any{dbus.MakeVariant(s.state)}, nil
 		case "org.freedesktop.login1.ManagerPreparingForShutdown":
-			if socket == BusSocket {
+			if c.socket == BusSocket {
 				return []any{dbus.MakeVariant(s.shutdown)}, nil
 			}
 		}
 	}
-	return nil, fmt.Errorf("the stand-in knows no %s%v on %s", method, args, socket)
+	return nil, fmt.Errorf("the stand-in knows no %s%v on %s", method, args, c.socket)
 }
 
 // send writes a message with a serial number, which it must have.

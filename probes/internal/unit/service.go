@@ -11,7 +11,9 @@ import (
 
 // Service is what systemd says of one unit, asked no more often than needed: when
 // [Service.Heard] was called, when the main process has ended, while the unit is
-// not up, and every half minute. It is for one goroutine, but for Heard.
+// not up, and every five minutes. Twice a minute it is asked for the one thing that
+// no signal tells, by which is also seen that it answers. A Service is for one
+// goroutine, but for Heard.
 type Service struct {
 	units Units
 	procs Processes
@@ -19,7 +21,9 @@ type Service struct {
 
 	heard   atomic.Bool
 	hearing atomic.Bool
-	at      time.Time // of the last answer; zero before the first
+	at      time.Time // of the last whole answer; zero before the first
+	stood   time.Time // when systemd last said that the answer stands
+	name    string    // of the names, the one that the answer is of
 	silent  time.Time // since when systemd does not answer; zero: it does
 	unit    host.Unit
 	main    *host.Process // nil: none, or it cannot be held
@@ -28,9 +32,11 @@ type Service struct {
 }
 
 const (
-	// askEach is how long an answer stands while nothing is heard, and asUnheard
-	// while nobody listens.
+	// askEach is how long an answer stands while nothing is heard before systemd is
+	// asked whether it does, askWhole until all is asked again, which takes PID 1 a
+	// millisecond, and asUnheard while nobody listens.
 	askEach   = 30 * time.Second
+	askWhole  = 5 * time.Minute
 	asUnheard = 5 * time.Second
 	// forgive is how long systemd may go without an answer: a daemon-reexec, which
 	// every update of systemd does, takes a second or more on a busy node.
@@ -51,59 +57,81 @@ func (s *Service) Heard() { s.heard.Store(true) }
 // less than a minute. A unit that there is not is no error: its LoadState is
 // "not-found".
 func (s *Service) Ask(ctx context.Context) (host.Unit, error) {
-	if s.fresh() {
+	known := s.known()
+	if known && within(s.stood, askEach) {
 		return s.unit, nil
 	}
-	u, err := s.ask(ctx)
-	if err != nil {
+	if err := s.ask(ctx, known); err != nil {
 		s.heard.Store(true)
 		if s.silent.IsZero() {
 			s.silent = time.Now()
 		}
-		if age := time.Since(s.silent); !s.at.IsZero() && age >= 0 && age < forgive {
+		if !s.at.IsZero() && within(s.silent, forgive) {
 			return s.unit, nil
 		}
 		return host.Unit{}, err
 	}
-	s.unit, s.at, s.silent = u, time.Now(), time.Time{}
-	s.hold(u.MainPID)
-	return u, nil
+	s.stood, s.silent = time.Now(), time.Time{}
+	return s.unit, nil
 }
 
-func (s *Service) fresh() bool {
-	limit := askEach
+// within tells whether a moment was and is less than so long ago.
+func within(at time.Time, d time.Duration) bool {
+	age := time.Since(at)
+	return age >= 0 && age < d
+}
+
+// known tells whether the last whole answer is all there is to know, unless
+// the unit's files have changed.
+func (s *Service) known() bool {
+	limit := askWhole
 	if !s.hearing.Load() {
 		limit = asUnheard - time.Second
 	}
-	age := time.Since(s.at)
-	return !s.heard.Load() && !s.at.IsZero() && age >= 0 && age < limit && active(s.unit) && s.unit.Job == 0 && s.alive()
+	return !s.heard.Load() && within(s.at, limit) && active(s.unit) && s.unit.Job == 0 && s.alive()
 }
 
-func (s *Service) ask(ctx context.Context) (host.Unit, error) {
+// ask asks whether what is known stands, and for all when it does not.
+func (s *Service) ask(ctx context.Context, known bool) error {
 	limit := askWithin
 	if s.at.IsZero() { // it connects and logs in first, and there is no earlier answer
 		limit *= 2
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	if known {
+		switch stale, err := s.units.NeedDaemonReload(ctx, s.name); {
+		case err != nil:
+			return err
+		case stale == s.unit.NeedDaemonReload:
+			return nil
+		}
+	}
 	s.heard.Store(false)
-	var first host.Unit
+	u, name, err := s.find(ctx)
+	if err != nil {
+		return err
+	}
+	s.unit, s.name, s.at = u, name, time.Now()
+	s.hold(u.MainPID)
+	return nil
+}
+
+// find asks for the first of the units that there is, else for the first.
+func (s *Service) find(ctx context.Context) (first host.Unit, name string, err error) {
+	if len(s.names) == 0 {
+		return first, "", fmt.Errorf("no unit to ask for")
+	}
 	for i, name := range s.names {
 		u, err := s.units.Unit(ctx, name)
-		if err != nil {
-			return host.Unit{}, err
-		}
-		if u.LoadState != "not-found" {
-			return u, nil
+		if err != nil || u.LoadState != "not-found" {
+			return u, name, err
 		}
 		if i == 0 {
 			first = u
 		}
 	}
-	if len(s.names) == 0 {
-		return first, fmt.Errorf("no unit to ask for")
-	}
-	return first, nil
+	return first, s.names[0], nil
 }
 
 // hold holds the unit's main process.

@@ -38,6 +38,7 @@ type Processes interface {
 // Units are a node's systemd; *host.Systemd satisfies it.
 type Units interface {
 	Unit(ctx context.Context, name string) (host.Unit, error)
+	NeedDaemonReload(ctx context.Context, name string) (bool, error)
 	WatchUnits(ctx context.Context, l host.Listener, names ...string) error
 }
 
@@ -137,7 +138,7 @@ const heavyEach = time.Minute
 // Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
 // that was there on this boot and is gone does not run.
 // Most looks cost a system call: systemd is asked when it was heard, when the
-// process is gone, when all is not well, and twice a minute.
+// process is gone, when all is not well, and twice a minute for little.
 func (c *Checker) Look(ctx context.Context) (State, error) {
 	u, err := c.service.Ask(ctx)
 	if err != nil && c.withoutSystemd() {

@@ -31,7 +31,8 @@ type bench struct {
 	procs    host.Processes
 	fails    error
 	timeless error // of the uptime
-	asked    int
+	asked    int   // for all that there is to a unit
+	little   int   // for one property
 	boot     time.Time
 	heard    heard
 }
@@ -124,6 +125,11 @@ func (b *bench) write(name, content string) {
 func (b *bench) Unit(context.Context, string) (host.Unit, error) {
 	b.asked++
 	return b.unit, b.fails
+}
+
+func (b *bench) NeedDaemonReload(context.Context, string) (bool, error) {
+	b.little++
+	return b.unit.NeedDaemonReload, b.fails
 }
 
 func (b *bench) WatchUnits(ctx context.Context, l host.Listener, _ ...string) error {
@@ -511,34 +517,85 @@ func TestSystemdIsSilent(t *testing.T) {
 	})
 }
 
+// hears lets the bench listen to systemd until the function it returns is called.
+func (b *bench) hears() (deafen func()) {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.service.Watch(ctx, &b.heard) }()
+	synctest.Wait()
+	return func() { cancel(); <-ended }
+}
+
 // TestAskedSeldom holds what makes light looks light: while it hears, systemd is
-// asked twice a minute.
+// asked for all each five minutes, and for one property twice a minute.
 func TestAskedSeldom(t *testing.T) {
 	t.Parallel()
 	inBubble(t, func(b *bench) {
-		ctx, cancel := context.WithCancel(b.t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- b.service.Watch(ctx, &b.heard) }()
-		synctest.Wait()
+		deafen := b.hears()
 		b.asked = 0
-		for range 60 {
-			if _, err := b.Look(b.t.Context()); err != nil {
-				t.Fatal(err)
+		looks := func(n int) {
+			for range n {
+				if _, err := b.Look(b.t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Second)
+			}
+		}
+		looks(120)
+		if b.asked != 2 || b.little < 16 || b.little > 20 {
+			t.Errorf("asked %d times for all and %d times for little in ten minutes, want 2 and 18", b.asked, b.little)
+		}
+		deafen()
+		b.asked, b.little = 0, 0
+		looks(12)
+		if b.asked != 12 || b.little != 0 {
+			t.Errorf("deaf, it asked %d times in a minute, and %d times for little, want 12 and 0", b.asked, b.little)
+		}
+	})
+}
+
+// TestSilentWhileHearing holds that a systemd that says nothing more is noticed when
+// nothing is asked of it but whether what was known stands.
+func TestSilentWhileHearing(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		defer b.hears()()
+		b.look()
+		b.fails = errors.New("silent")
+		began := time.Now()
+		for {
+			_, err := b.Look(b.t.Context())
+			if took := time.Since(began); err != nil {
+				if took < forgive || took > forgive+askEach+5*time.Second {
+					t.Errorf("noticed after %s", took)
+				}
+				break
+			} else if took > 5*time.Minute {
+				t.Fatal("never noticed")
 			}
 			time.Sleep(5 * time.Second)
 		}
-		if b.asked < 10 || b.asked > 12 {
-			t.Errorf("asked %d times in five minutes, want 10", b.asked)
+		b.fails = nil
+		if _, err := b.Look(b.t.Context()); err != nil {
+			t.Errorf("again: %v", err)
 		}
-		cancel()
-		<-ended
-		b.asked = 0
-		for range 12 {
-			b.Look(b.t.Context())
-			time.Sleep(5 * time.Second)
-		}
-		if b.asked != 12 {
-			t.Errorf("deaf, it asked %d times in a minute, want 12", b.asked)
+	})
+}
+
+// TestReloadNeededUnheard holds that a daemon-reload that came to be needed by a file
+// that nobody watches is seen within half a minute, and so is that it is no longer.
+func TestReloadNeededUnheard(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		defer b.hears()()
+		b.look()
+		for _, needed := range []bool{true, false} {
+			b.unit.NeedDaemonReload = needed
+			time.Sleep(askEach)
+			s, err := b.Look(b.t.Context())
+			if found := len(s.Findings) == 1 && s.Findings[0].Reason == "XDaemonReloadNeeded"; found != needed || err != nil {
+				t.Errorf("needed: %v; found %+v, %v", needed, s.Findings, err)
+			}
 		}
 	})
 }
