@@ -154,18 +154,37 @@ func TestDriftComesAndGoes(t *testing.T) {
 	}
 }
 
-// TestDeclarationsAreReadAgain: when heard of, and every minute if not.
+// TestDeclarationsAreReadAgain: when heard of, every minute while nobody listens, and
+// every few minutes all the same.
 func TestDeclarationsAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{}, map[string]string{"root/etc/sysctl.d/a.conf": "vm.swappiness = 10", "proc/sys/vm/swappiness": "10"})
 		l.wants("in order")
 		l.write("root/etc/sysctl.d/a.conf", "vm.swappiness = 20")
 		l.wants("not heard of")
-		hearer{nobody{}, &l.stale}.Changed()
-		l.wants("heard of", "SysctlChanged vm.swappiness")
+		time.Sleep(unheard)
+		l.wants("a minute later", "SysctlChanged vm.swappiness")
 		l.write("root/etc/sysctl.d/a.conf", "vm.swappiness = 10")
-		time.Sleep(reread)
-		l.wants("a minute later")
+		hearer{nobody{}, l.Probe}.Changed()
+		l.wants("heard of")
+		l.write("root/etc/sysctl.d/a.conf", "vm.swappiness = 20")
+		time.Sleep(unheard)
+		l.wants("it would have been heard of")
+		time.Sleep(reread - unheard)
+		l.wants("heard of or not", "SysctlChanged vm.swappiness")
+	})
+}
+
+// TestNewInterface: a key that a pattern matches is found within a minute of its coming,
+// whoever listens to files.
+func TestNewInterface(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, Config{}, map[string]string{"root/etc/sysctl.d/a.conf": "net.ipv4.conf.*.accept_redirects = 0", "proc/sys/net/ipv4/conf/eth0/accept_redirects": "0"})
+		hearer{nobody{}, l.Probe}.Changed()
+		l.wants("in order")
+		l.write("proc/sys/net/ipv4/conf/eth1/accept_redirects", "1")
+		time.Sleep(reglob)
+		l.wants("another one", "SysctlChanged net.ipv4.conf.eth1.accept_redirects")
 	})
 }
 

@@ -30,8 +30,10 @@ type Config struct {
 const sourceConfig = "config"
 
 const (
-	reread = time.Minute      // the declarations are read again this often, heard or not
-	retry  = 10 * time.Second // a key that does not exist is looked for again this often
+	reread  = 5 * time.Minute  // the declarations are read again this often, heard or not,
+	unheard = time.Minute      // and this often while nobody hears of them
+	reglob  = time.Minute      // patterns in them are matched again this often
+	retry   = 10 * time.Second // a key that does not exist is looked for again this often
 )
 
 // A tree is the node's files, as far as declarations need them.
@@ -63,9 +65,11 @@ type Probe struct {
 	config Config
 
 	stale atomic.Bool // something was heard about a declaration
+	hears atomic.Bool // something would be
 
 	table   *table // nil before the first reading
 	readAt  time.Time
+	matched time.Time // when patterns were
 	triedAt time.Time // when missing keys were looked for
 	buf     []byte
 
@@ -88,31 +92,50 @@ func (*Probe) Spec() probes.Spec {
 // is silent (inotify does not see writes through another mount of it) and is swept.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	paths := slices.Concat(folders, []string{procpsFile, azureJSON, provisioned, "etc/cni/net.d"}, kubeletEnv, kubeletConfigs)
-	return p.root.Watch(ctx, hearer{h, &p.stale}, paths...)
+	defer p.hears.Store(false)
+	return p.root.Watch(ctx, hearer{h, p}, paths...)
 }
 
 // A hearer makes the next look read the declarations again.
 type hearer struct {
 	probes.Hearer
-	stale *atomic.Bool
+	probe *Probe
 }
 
-func (h hearer) Changed() { h.stale.Store(true); h.Hearer.Changed() }
+// Changed implements [probes.Hearer].
+func (h hearer) Changed() {
+	h.probe.hears.Store(true)
+	h.probe.stale.Store(true)
+	h.Hearer.Changed()
+}
 
 // Check reads every declared key and compares it. The declarations themselves
-// are read again when something was heard of them, and every minute. While
+// are read again when something was heard of them, and every few minutes. While
 // nothing changes it allocates nothing and returns the same Look.
 func (p *Probe) Check(context.Context) (probes.Look, error) {
 	now := time.Now()
 	changed := false
-	if p.stale.Swap(false) || p.table == nil || p.table.err != nil || now.Sub(p.readAt) >= reread {
-		p.readAt, p.triedAt, changed = now, time.Time{}, true
+	each := unheard
+	if p.hears.Load() {
+		each = reread
+	}
+	if p.stale.Swap(false) || p.table == nil || p.table.err != nil || now.Sub(p.readAt) >= each || p.moved(now) {
+		p.readAt, p.matched, p.triedAt, changed = now, now, time.Time{}, true
 		p.table = readTable(p.root, p.sysctl, p.procs, p.config, p.table)
 	}
 	if p.sweep(now) || changed {
 		p.look, p.err = p.judge()
 	}
 	return p.look, p.err
+}
+
+// moved tells, once a minute, whether patterns match other keys.
+func (p *Probe) moved(now time.Time) bool {
+	if now.Sub(p.matched) < reglob {
+		return false
+	}
+	p.matched = now
+	return p.table.moved(p.sysctl)
 }
 
 // Keys are the keys that the last Check read, as paths below /proc/sys. It is

@@ -16,7 +16,8 @@ type table struct {
 	protection protection
 	writers    map[writer]bool
 
-	findings  []probes.Finding // about the files themselves
+	globs     map[string][]string // what patterns of declarations matched
+	findings  []probes.Finding    // about the files themselves
 	notJudged []string
 	err       error // what could not be read; the last good settings stand
 }
@@ -58,13 +59,29 @@ func (t *table) readSettings(root tree, sysctl keys) ([]setting, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings, err := effective(files, sysctl.Glob)
+	t.globs = map[string][]string{}
+	settings, err := effective(files, func(pattern string) ([]string, error) {
+		keys, err := sysctl.Glob(pattern)
+		t.globs[pattern] = keys
+		return keys, err
+	})
 	if err != nil {
 		return nil, err
 	}
 	settings = withProcps(settings, d.procps)
 	t.findings = slices.Concat(t.findings, tampered, conflicts(d, settings))
 	return settings, nil
+}
+
+// moved tells whether patterns match other keys now: network interfaces, of which
+// many have one, come and go.
+func (t *table) moved(sysctl keys) bool {
+	for pattern, known := range t.globs {
+		if keys, err := sysctl.Glob(pattern); err != nil || !slices.Equal(keys, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // settings are the declared ones of a table.
