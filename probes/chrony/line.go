@@ -91,9 +91,6 @@ func (l *line) open(ctx context.Context, address string, deadline time.Time) err
 
 // rest keeps the line for the next look, unless it failed.
 func (l *line) rest(err error) {
-	if err == nil {
-		err = l.conn.SetDeadline(time.Time{}) // a timer would wake the program
-	}
 	if err != nil {
 		l.close()
 	}

@@ -170,7 +170,7 @@ func (p *Process) Alive() error {
 	}
 	// Signal 0 asks whether there is a process. No right to signal it (EPERM)
 	// says that there is.
-	if err := unix.PidfdSendSignal(p.pidfd, 0, nil, 0); err == unix.ESRCH {
+	if _, _, errno := unix.RawSyscall6(unix.SYS_PIDFD_SEND_SIGNAL, uintptr(p.pidfd), 0, 0, 0, 0, 0); errno == unix.ESRCH { // which never waits
 		return ErrProcessGone
 	}
 	return nil
@@ -286,12 +286,20 @@ func scratch(name string) bool {
 // /proc/PID wait for a lock that a stuck process may hold) and then makes sure
 // that it was this process's.
 func readProcess[T any](p *Process, what string, read func() (T, error)) (T, error) {
-	var zero T
-	name := strconv.Itoa(p.pid) + "/" + what
-	err := p.in.fails(name)
-	v := zero
+	return readNow(p, what, func() (T, error) {
+		return within(p.in.calls, strconv.Itoa(p.pid)+"/"+what, read)
+	})
+}
+
+// readNow is [readProcess] of what is never waited for.
+func readNow[T any](p *Process, what string, read func() (T, error)) (T, error) {
+	var zero, v T
+	var err error
+	if p.in.fault != nil {
+		err = p.in.fails(strconv.Itoa(p.pid) + "/" + what)
+	}
 	if err == nil {
-		v, err = within(p.in.calls, name, read)
+		v, err = read()
 	}
 	if gone := p.Alive(); gone != nil || errors.Is(err, unix.ESRCH) {
 		return zero, fmt.Errorf("read %s of process %d: %w", what, p.pid, ErrProcessGone)

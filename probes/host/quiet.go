@@ -5,22 +5,30 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// quiet is a connection whose reads and writes are raw system calls: a socket that does
-// not block never keeps a thread, and an ordinary system call wakes Go's monitor of
-// threads, which costs more than the call.
+// quiet is a connection that wakes the program as seldom as it can. Its reads and writes
+// are raw system calls: a socket that does not block never keeps a thread, and an ordinary
+// system call wakes Go's monitor of threads, which costs more than the call. Its deadlines
+// become timers only while there is to wait: also one that was taken back in time wakes
+// the program and that monitor.
 type quiet struct {
 	net.Conn
 	line    syscall.RawConn
 	whole   bool // what is moved are datagrams, of which one may be empty
 	in, out transfer
 }
+
+// soon is how long an answer is waited for without letting the thread go: who answers
+// from memory needs 0.1 ms, and to park and wake a goroutine takes as long.
+const soon = time.Millisecond
 
 // quietly makes a connection quiet; one without a socket is left as it is.
 func quietly(c net.Conn) net.Conn {
@@ -37,11 +45,21 @@ func quietly(c net.Conn) net.Conn {
 	case "udp", "unixgram":
 		q.whole = true
 	}
-	q.in.number, q.in.name, q.in.wait = unix.SYS_READ, "read", line.Read
-	q.out.number, q.out.name, q.out.wait = unix.SYS_WRITE, "write", line.Write
-	// Kept, as each would be garbage.
-	q.in.try, q.out.try = q.in.call, q.out.call
+	q.in = transfer{number: unix.SYS_READ, name: "read", now: line.Control, wait: line.Read, arm: c.SetReadDeadline}
+	q.out = transfer{number: unix.SYS_WRITE, name: "write", now: line.Control, wait: line.Write, arm: c.SetWriteDeadline}
+	for _, t := range []*transfer{&q.in, &q.out} { // kept, as each would be garbage
+		t.try, t.once, t.linger = t.call, func(fd uintptr) { t.done = t.call(fd) }, t.await
+	}
 	return q
+}
+
+// answering makes a connection quiet on which nobody reads but who has just asked.
+func answering(c net.Conn) net.Conn {
+	c = quietly(c)
+	if q, ok := c.(*quiet); ok {
+		q.in.soon = true
+	}
+	return c
 }
 
 // Read reads what has come, and waits for it.
@@ -66,33 +84,109 @@ func (q *quiet) Write(b []byte) (sum int, err error) {
 // SyscallConn lets others at the socket.
 func (q *quiet) SyscallConn() (syscall.RawConn, error) { return q.line, nil }
 
+// SetDeadline bounds reads and writes.
+func (q *quiet) SetDeadline(t time.Time) error {
+	return errors.Join(q.in.setDeadline(t), q.out.setDeadline(t))
+}
+
+// SetReadDeadline bounds reads.
+func (q *quiet) SetReadDeadline(t time.Time) error { return q.in.setDeadline(t) }
+
+// SetWriteDeadline bounds writes.
+func (q *quiet) SetWriteDeadline(t time.Time) error { return q.out.setDeadline(t) }
+
 // A transfer is one direction of a connection.
 type transfer struct {
 	number uintptr // of the system call
 	name   string
-	wait   func(func(fd uintptr) bool) error // until try is true
-	try    func(fd uintptr) bool
+	soon   bool                              // there is to wait in place at first
+	now    func(func(fd uintptr)) error      // once
+	wait   func(func(fd uintptr) bool) error // until it is true
+	arm    func(time.Time) error
+
+	try          func(fd uintptr) bool
+	once, linger func(fd uintptr)
 
 	mu    sync.Mutex // of what follows, which is of one call
 	b     []byte
+	done  bool
 	n     int
 	errno syscall.Errno
+
+	times    sync.Mutex // of what follows
+	deadline time.Time
+	waits    bool
+}
+
+func (t *transfer) setDeadline(at time.Time) error {
+	t.times.Lock()
+	defer t.times.Unlock()
+	t.deadline = at
+	if t.waits {
+		return t.arm(at)
+	}
+	return nil
 }
 
 // do makes one call that moves something.
 func (t *transfer) do(q *quiet, b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.b, t.n, t.errno = b, 0, 0
-	err := t.wait(t.try)
+	t.b, t.done, t.n, t.errno = b, false, 0, 0
+	err := t.move()
 	t.b = nil // belongs to the caller
-	if e, ok := errors.AsType[*net.OpError](err); ok {
-		e.Op = t.name // and not "raw-read"
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // of "raw-read"
 	}
 	if err == nil && t.errno != 0 {
-		err = &net.OpError{Op: t.name, Net: q.LocalAddr().Network(), Source: q.LocalAddr(), Addr: q.RemoteAddr(), Err: os.NewSyscallError(t.name, t.errno)}
+		err = os.NewSyscallError(t.name, t.errno)
+	}
+	if err != nil {
+		err = &net.OpError{Op: t.name, Net: q.LocalAddr().Network(), Source: q.LocalAddr(), Addr: q.RemoteAddr(), Err: err}
 	}
 	return t.n, err
+}
+
+func (t *transfer) move() error {
+	t.times.Lock()
+	late := !t.deadline.IsZero() && !time.Now().Before(t.deadline)
+	t.times.Unlock()
+	if late {
+		return os.ErrDeadlineExceeded
+	}
+	err := t.now(t.once)
+	if err == nil && !t.done && t.soon {
+		runtime.Gosched() // what others have to do takes as long as an answer
+		err = t.now(t.linger)
+	}
+	if err != nil || t.done {
+		return err
+	}
+	t.times.Lock()
+	t.waits = true
+	err = t.arm(t.deadline)
+	t.times.Unlock()
+	if err == nil {
+		err = t.wait(t.try)
+	}
+	t.times.Lock()
+	defer t.times.Unlock()
+	t.waits = false
+	if !t.deadline.IsZero() {
+		t.arm(time.Time{})
+	}
+	return err
+}
+
+// await tries again, and waits in place when it has to.
+func (t *transfer) await(fd uintptr) {
+	if t.done = t.call(fd); t.done {
+		return
+	}
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	most := unix.NsecToTimespec(int64(soon))
+	unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&most)), 0, 0, 0)
+	t.done = t.call(fd)
 }
 
 // call is false when there is to wait.

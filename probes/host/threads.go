@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,57 +25,88 @@ type Thread struct {
 
 // Threads lists the process's threads (/proc/PID/task). It needs no right.
 func (p *Process) Threads() ([]Thread, error) {
-	return readProcess(p, "task", func() (list []Thread, err error) {
-		folder := filepath.Join(p.dir, "task")
-		entries, err := os.ReadDir(folder)
-		if err != nil {
-			return nil, err
+	read := func() ([]Thread, error) { return threads(filepath.Join(p.dir, "task")) }
+	if p.in.live {
+		return readNow(p, "task", read) // the kernel takes no lock for it that is waited for
+	}
+	return readProcess(p, "task", read)
+}
+
+func threads(folder string) (list []Thread, err error) {
+	fd, err := openNow(unix.AT_FDCWD, folder, unix.O_DIRECTORY)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: folder, Err: err}
+	}
+	defer closeNow(fd)
+	var entries [4096]byte
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_GETDENTS64, uintptr(fd), uintptr(unsafe.Pointer(&entries)), uintptr(len(entries)))
+		switch {
+		case errno == unix.ENOENT || errno == 0 && n == 0: // ended since, or all were told
+			slices.SortFunc(list, func(a, b Thread) int { return a.TID - b.TID })
+			return list, nil
+		case errno != 0:
+			return nil, &fs.PathError{Op: "readdirent", Path: folder, Err: errno}
 		}
-		for _, e := range entries {
-			t, err := readThread(filepath.Join(folder, e.Name()))
+		for tid := range dirents(entries[:n]) {
+			t, err := readThread(fd, folder, tid)
 			switch {
-			case errors.Is(err, fs.ErrNotExist):
+			case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
 				continue // ended since
 			case err != nil:
 				return nil, err
 			}
 			list = append(list, t)
 		}
-		return list, nil
-	})
+	}
 }
 
-func readThread(dir string) (t Thread, err error) {
-	if t.TID, err = strconv.Atoi(filepath.Base(dir)); err != nil {
+func readThread(task int, folder, tid string) (t Thread, err error) {
+	if t.TID, err = strconv.Atoi(tid); err != nil {
 		return t, err
 	}
 	var buf [1024]byte
-	stat, err := readSmall(filepath.Join(dir, "stat"), buf[:])
+	stat, err := readSmall(task, tid+"/stat", buf[:])
 	if err != nil {
-		return t, err
+		return t, &fs.PathError{Op: "read", Path: filepath.Join(folder, tid, "stat"), Err: err}
 	}
 	if t.State, err = threadState(stat); err != nil || t.State != 'D' {
 		return t, err
 	}
-	status, err := os.ReadFile(filepath.Join(dir, "status"))
+	status, err := os.ReadFile(filepath.Join(folder, tid, "status"))
 	t.Switches = switches(status)
 	return t, err
 }
 
-// readSmall reads a file of /proc that fits into buf: a third of the system calls
-// of os.ReadFile, as a daemon has dozens of threads.
-func readSmall(name string, buf []byte) ([]byte, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// readSmall reads a file of /proc that fits into buf.
+func readSmall(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := openNow(dir, name, 0)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		return nil, err
 	}
-	defer unix.Close(fd)
-	n, err := unix.Read(fd, buf)
-	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+	defer closeNow(fd)
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+	if errno != 0 {
+		return nil, errno
 	}
 	return buf[:n], nil
 }
+
+// openNow opens a file of /proc, which never waits: Go's scheduler need not hear of it,
+// whose monitor of threads each ordinary system call wakes.
+func openNow(dir int, name string, flags int) (int, error) {
+	text, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return -1, err
+	}
+	fd, _, errno := unix.RawSyscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(text)), uintptr(flags|unix.O_RDONLY|unix.O_CLOEXEC), 0, 0, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(fd), nil
+}
+
+func closeNow(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // threadState is field 3 of a stat file, behind the name, which may hold anything
 // (proc_pid_stat(5)).

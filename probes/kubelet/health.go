@@ -124,20 +124,24 @@ func failed(status int, body string) string {
 
 // get asks over the kept connection; when that has ended, over a new one.
 func (h *health) get(ctx context.Context, address, path string) (status int, body string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, healthDeadline)
-	defer cancel()
+	deadline := time.Now().Add(healthDeadline)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
 	if h.conn != nil && h.at == address {
-		if status, body, err = h.ask(ctx, path); err == nil || isTimeout(err) {
+		if status, body, err = h.ask(deadline, path); err == nil || isTimeout(err) {
 			return status, body, err
 		}
 	}
 	h.close()
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	if h.conn, err = host.DialTCP(ctx, h.root, address); err != nil {
 		h.conn = nil
 		return 0, "", err
 	}
 	h.at, h.in = address, bufio.NewReaderSize(h.conn, maxAnswer)
-	return h.ask(ctx, path)
+	return h.ask(deadline, path)
 }
 
 func (h *health) close() {
@@ -147,14 +151,13 @@ func (h *health) close() {
 	h.conn = nil
 }
 
-func (h *health) ask(ctx context.Context, path string) (status int, body string, err error) {
+func (h *health) ask(deadline time.Time, path string) (status int, body string, err error) {
 	whole := false
 	defer func() {
 		if !whole {
 			h.close()
 		}
 	}()
-	deadline, _ := ctx.Deadline()
 	h.conn.SetDeadline(deadline)
 	if _, err := io.WriteString(h.conn, "GET "+path+" HTTP/1.1\r\nHost: "+h.at+"\r\nUser-Agent: nodedrift\r\n\r\n"); err != nil {
 		return 0, "", err
