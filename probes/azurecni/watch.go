@@ -70,7 +70,7 @@ func listen() (*os.File, error) {
 // hear wakes a look for each burst of events that says something new.
 func hear(ear *os.File, h probes.Hearer) error {
 	h.Changed()
-	for buf := make([]byte, 32<<10); ; {
+	for buf := make([]byte, 4<<10); ; { // what is longer is cut, which matters() takes for news
 		n, err := ear.Read(buf)
 		if errors.Is(err, unix.ENOBUFS) {
 			// The socket goes on; what was lost is unknown, and a full look answers it.

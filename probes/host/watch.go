@@ -30,6 +30,8 @@ const (
 
 	maxLinks = 40 // path_resolution(7)
 
+	heard = 4 << 10 // bytes read at a time: fifteen events of the longest names, a hundred of usual ones
+
 	settle = 200 * time.Millisecond // for the mounts of a pod, which come together
 )
 
@@ -62,6 +64,7 @@ type watcher struct {
 	raw     syscall.RawConn // queue's
 	mounts  *os.File        // nil where it cannot be heard of
 	folders map[int32]*watched
+	buf     []byte // for what is heard; as a local variable it would be on a stack that is grown for it
 }
 
 // watched is a folder under watch, by its watch descriptor: the names in it that matter.
@@ -85,7 +88,7 @@ func newWatcher(r *Root, l Listener, paths []string) (*watcher, error) {
 		queue.Close()
 		return nil, fmt.Errorf("watch files: %w", err)
 	}
-	return &watcher{root: r, l: l, paths: paths, queue: queue, raw: raw, mounts: openMounts()}, nil
+	return &watcher{root: r, l: l, paths: paths, queue: queue, raw: raw, mounts: openMounts(), buf: make([]byte, heard)}, nil
 }
 
 func (w *watcher) close() {
@@ -112,9 +115,9 @@ func (w *watcher) run() error {
 			}
 		})
 	})
-	for buf := make([]byte, 64<<10); ; {
-		n, err := w.queue.Read(buf)
-		changed, walk := w.take(buf[:max(n, 0)])
+	for {
+		n, err := w.queue.Read(w.buf)
+		changed, walk := w.take(w.buf[:max(n, 0)])
 		if errors.Is(err, os.ErrDeadlineExceeded) { // a mount came or went
 			err = w.queue.SetReadDeadline(time.Time{})
 			pending.Store(false)
