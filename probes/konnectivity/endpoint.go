@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -64,9 +65,16 @@ func (p *Probe) findEndpoint(ctx context.Context) (*endpoint, error) {
 	return nil, fmt.Errorf("find the API server: %w (/%s)", errNoKubeconfig, strings.Join(names, ", /"))
 }
 
+// askKubelet is how long the same kubelet goes without systemd being asked for it,
+// which takes a millisecond of PID 1 and of us.
+const askKubelet = 5 * time.Minute
+
 // kubeletsOwn is the kubeconfig that the running kubelet was started with; the last
 // one known while none runs.
 func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
+	if p.kubelet != nil && p.kubelet.Alive() == nil && time.Since(p.askedFor) < askKubelet {
+		return p.kubeconfig, p.kubeconfig != ""
+	}
 	u, err := p.units.Unit(ctx, kubeletUnit)
 	if err != nil || u.MainPID == 0 {
 		return p.kubeconfig, p.kubeconfig != ""
@@ -75,10 +83,14 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 	if err != nil {
 		return p.kubeconfig, p.kubeconfig != ""
 	}
-	defer process.Close()
+	if p.kubelet != nil {
+		p.kubelet.Close()
+	}
+	p.kubelet, p.askedFor = process, time.Now()
 	p.group = u.ControlGroup
 	args, err := process.Cmdline()
 	if err != nil {
+		p.askedFor = time.Time{}
 		return p.kubeconfig, p.kubeconfig != ""
 	}
 	if v, ok := unit.Flag(args, "kubeconfig"); ok {

@@ -76,14 +76,17 @@ type Probe struct {
 	endpointErr error
 	kubeconfig  string // the running kubelet's, as last seen
 	group       string // kubelet's cgroup, likewise: "/system.slice/kubelet.service"
+	kubelet     *host.Process
+	askedFor    time.Time // kubelet
 
 	trips     errand[trip]
 	heardLast bool // kubelet's connection heard something since the last trip
 	back      wayBack
 
-	hearer atomic.Pointer[probes.Hearer]
-	frozen atomic.Int64               // CLOCK_BOOTTIME of the last freeze of the node; 0: none
-	drops  map[string][]time.Duration // of an earlier process of the agent, by key
+	hearer     atomic.Pointer[probes.Hearer]
+	certsHeard atomic.Bool                // kubelet's certificates moved since they were looked at
+	frozen     atomic.Int64               // CLOCK_BOOTTIME of the last freeze of the node; 0: none
+	drops      map[string][]time.Duration // of an earlier process of the agent, by key
 }
 
 // New returns a probe of the node's tunnel; where trace is nil, the kernel's tables are
