@@ -149,7 +149,8 @@ type wayBack struct {
 	judged   time.Time     // the answer that failures counts
 
 	listener uint64 // kubelet's listening socket as of the last look; 0: none
-	served   string // kubelet's serving certificates as of the last look
+	served   string // kubelet's serving certificates as of servedAt
+	servedAt time.Time
 	looked   bool
 	moved    bool // one of them has changed since the question was put
 }
@@ -168,6 +169,23 @@ func (p *Probe) suspect() {
 	} else if !ok {
 		id = 0
 	}
+	served := b.served
+	if age := time.Since(b.servedAt); p.certsHeard.Swap(false) || b.servedAt.IsZero() || age < 0 || age >= servedEach {
+		b.servedAt = time.Now()
+		served = p.servedNow()
+	}
+	if b.looked && (id != b.listener || served != b.served) {
+		b.moved = true
+	}
+	b.listener, b.served, b.looked = id, served, true
+}
+
+// servedEach is how old what is known of kubelet's certificates may become where nothing
+// is heard of them.
+const servedEach = 30 * time.Second
+
+// servedNow tells the certificates of one time from those of another.
+func (p *Probe) servedNow() string {
 	var served strings.Builder
 	for _, name := range certificates {
 		i, err := p.root.Stat(name)
@@ -179,10 +197,7 @@ func (p *Probe) suspect() {
 		}
 		served.WriteByte(';')
 	}
-	if b.looked && (id != b.listener || served.String() != b.served) {
-		b.moved = true
-	}
-	b.listener, b.served, b.looked = id, served.String(), true
+	return served.String()
 }
 
 // identity tells files apart.

@@ -3,6 +3,7 @@ package konnectivity
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -25,7 +26,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	files := make(chan error, 1)
-	go func() { files <- p.root.Watch(ctx, h, certificates...) }()
+	go func() { files <- p.root.Watch(ctx, listener{h, &p.certsHeard}, certificates...) }()
 	second, err := host.Beats(ctx, beat)
 	if err != nil {
 		return err
@@ -57,6 +58,24 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 			h.Changed()
 		}
 	}
+}
+
+// listener notes that it heard of certificates before it passes on.
+type listener struct {
+	probes.Hearer
+	heard *atomic.Bool
+}
+
+// Changed implements [host.Listener].
+func (l listener) Changed() {
+	l.heard.Store(true)
+	l.Hearer.Changed()
+}
+
+// Lost implements [host.Listener].
+func (l listener) Lost(source string, n uint64) {
+	l.heard.Store(true)
+	l.Hearer.Lost(source, n)
 }
 
 func (p *Probe) uptime() time.Duration {
