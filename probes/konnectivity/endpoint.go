@@ -25,8 +25,9 @@ type endpoint struct {
 	port       uint16
 	name       string // in the server's certificate
 	ca         *x509.CertPool
-	source     string // the kubeconfig
-	elsewhere  string // why the way there is not this node's own: a proxy
+	source     string            // the kubeconfig
+	files      map[string]string // that this was read from, as they were then
+	elsewhere  string            // why the way there is not this node's own: a proxy
 	unverified bool
 }
 
@@ -48,6 +49,10 @@ func (p *Probe) findEndpoint(ctx context.Context) (*endpoint, error) {
 		names = []string{name}
 	}
 	for _, name := range names {
+		if p.endpoint != nil && p.endpointErr == nil && p.endpoint.source == "/"+name && p.endpoint.standsIn(p.root) {
+			return p.endpoint, nil
+		}
+		files := map[string]string{name: fileIn(p.root, name)}
 		b, err := p.root.ReadFile(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -55,14 +60,43 @@ func (p *Probe) findEndpoint(ctx context.Context) (*endpoint, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find the API server: %w", err)
 		}
-		e, err := parseKubeconfig(b, func(file string) ([]byte, error) { return p.root.ReadFile(file) })
+		e, err := parseKubeconfig(b, func(file string) ([]byte, error) {
+			files[file] = fileIn(p.root, file)
+			return p.root.ReadFile(file)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("find the API server: /%s: %w", name, err)
 		}
-		e.source = "/" + name
+		e.source, e.files = "/"+name, files
 		return e, nil
 	}
 	return nil, fmt.Errorf("find the API server: %w (/%s)", errNoKubeconfig, strings.Join(names, ", /"))
+}
+
+// justWritten is how old a file must be for the next change to have another time stamp.
+const justWritten = time.Second
+
+// fileIn tells a file from what it was or will be; "" is not known.
+func fileIn(root tree, name string) string {
+	i, err := root.Stat(name)
+	if err != nil || time.Since(i.ModTime()) < justWritten {
+		return ""
+	}
+	if st, ok := i.Sys().(*host.Stat); ok && time.Since(st.Change) < justWritten {
+		return ""
+	}
+	return identity(i)
+}
+
+// standsIn tells whether the files that an endpoint was read from are the same still: to
+// read them takes a millisecond.
+func (e *endpoint) standsIn(root tree) bool {
+	for name, was := range e.files {
+		if was == "" || fileIn(root, name) != was {
+			return false
+		}
+	}
+	return len(e.files) > 0
 }
 
 // askKubelet is how long the same kubelet goes without systemd being asked for it,
@@ -86,16 +120,15 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 	if p.kubelet != nil {
 		p.kubelet.Close()
 	}
-	p.kubelet, p.askedFor = process, time.Now()
+	p.kubelet, p.askedFor = process, time.Time{}
 	p.group = u.ControlGroup
 	args, err := process.Cmdline()
 	if err != nil {
-		p.askedFor = time.Time{}
 		return p.kubeconfig, p.kubeconfig != ""
 	}
 	if v, ok := unit.Flag(args, "kubeconfig"); ok {
 		if name, ok := unit.Path(v); ok {
-			p.kubeconfig = name
+			p.kubeconfig, p.askedFor = name, time.Now() // and no process that is still to become kubelet
 		}
 	}
 	return p.kubeconfig, p.kubeconfig != ""

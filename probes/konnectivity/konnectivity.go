@@ -77,7 +77,7 @@ type Probe struct {
 	kubeconfig  string // the running kubelet's, as last seen
 	group       string // kubelet's cgroup, likewise: "/system.slice/kubelet.service"
 	kubelet     *host.Process
-	askedFor    time.Time // kubelet
+	askedFor    time.Time // kubelet, when it was found
 
 	trips     errand[trip]
 	heardLast bool // kubelet's connection heard something since the last trip

@@ -137,6 +137,7 @@ func (s *Service) find(ctx context.Context) (first host.Unit, name string, err e
 // hold holds the unit's main process.
 func (s *Service) hold(pid uint32) {
 	if s.main != nil && s.main.PID() == int(pid) && s.main.Alive() == nil {
+		s.args, _ = s.main.Cmdline() // a child of systemd's at first
 		return
 	}
 	if s.main != nil {
