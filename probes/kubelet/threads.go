@@ -16,6 +16,9 @@ import (
 const (
 	threadsEach  = 10 * time.Second
 	threadsLooks = 3
+	// threadsIdle is between two looks while no thread waits: each costs three system calls
+	// for each of two dozen threads.
+	threadsIdle = 2 * threadsEach
 )
 
 // threads remembers threads in state D.
@@ -31,9 +34,13 @@ type stuck struct {
 	looks    int
 }
 
-// look returns whether a thread hangs; it looks anew every ten seconds.
+// look returns whether a thread hangs; it looks anew every ten seconds while one may.
 func (t *threads) look(name string, st *unit.State) ([]probes.Finding, []string) {
-	if age := time.Since(t.at); !t.at.IsZero() && age >= 0 && age < threadsEach-time.Second {
+	each := threadsIdle
+	if len(t.stuck) > 0 || len(t.why) > 0 {
+		each = threadsEach
+	}
+	if age := time.Since(t.at); !t.at.IsZero() && age >= 0 && age < each-time.Second {
 		return t.found, t.why
 	}
 	t.at, t.found, t.why = time.Now(), nil, nil
