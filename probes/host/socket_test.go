@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -66,5 +68,47 @@ func TestBusReader(t *testing.T) {
 		if got, err := io.ReadAll(&r); !errors.Is(err, test.want) || err == nil && !bytes.Equal(got, test.in) {
 			t.Errorf("%s: %d bytes, %v", test.name, len(got), err)
 		}
+	}
+}
+
+// counted is a connection whose reads are counted.
+type counted struct {
+	net.Conn
+	in    io.Reader
+	reads int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	c.reads++
+	return c.in.Read(p)
+}
+
+func (c *counted) Write(p []byte) (int, error)      { return len(p), nil }
+func (c *counted) SetWriteDeadline(time.Time) error { return nil }
+
+// TestBusConnReadsAtOnce holds that messages that have come together take one read,
+// and not one for each field of each head, as the library asks for them.
+func TestBusConnReadsAtOnce(t *testing.T) {
+	t.Parallel()
+	var in bytes.Buffer
+	for range 3 {
+		signal := &dbus.Message{Type: dbus.TypeSignal, Body: []any{"a", map[string]dbus.Variant{"b": dbus.MakeVariant(uint64(1))}}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/a")), dbus.FieldInterface: dbus.MakeVariant("a.b"),
+			dbus.FieldMember: dbus.MakeVariant("C"), dbus.FieldSignature: dbus.MakeVariant(dbus.ParseSignatureMust("sa{sv}")),
+		}}
+		if err := signal.EncodeTo(&in, binary.LittleEndian); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &counted{in: &in}
+	bus := newBusConn(c)
+	bus.Write([]byte("BEGIN\r\n"))
+	for range 3 {
+		if _, err := dbus.DecodeMessage(bus); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.reads != 1 {
+		t.Errorf("%d reads, want 1", c.reads)
 	}
 }
