@@ -37,6 +37,8 @@ const (
 	criDeadline = 2 * time.Second
 	// maxCRIMessage bounds one answer: kubelet's own limit for them.
 	maxCRIMessage = 16 << 20
+	// criWindow is how much of an answer may be under way: a list of 250 pods is a quarter.
+	criWindow = 1 << 20
 )
 
 // Errors of a container runtime that does not do as it is asked. Those that say
@@ -300,6 +302,8 @@ func (c *CRI) dial(ctx context.Context, name string) (*criLink, error) {
 		grpc.WithUnaryInterceptor(readsOnly),
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(), grpc.WithDisableHealthCheck(), grpc.WithIdleTimeout(0),
 		grpc.WithReadBufferSize(16<<10), grpc.WithWriteBufferSize(4<<10),
+		// Fixed windows: else it pings the runtime with each answer, to learn how large to make them.
+		grpc.WithStaticConnWindowSize(criWindow), grpc.WithStaticStreamWindowSize(criWindow),
 	)
 	if err != nil {
 		first.Close()

@@ -14,7 +14,8 @@ import (
 // DefaultCRISocket is where containerd listens unless it is told otherwise.
 const DefaultCRISocket = "run/containerd/containerd.sock"
 
-// seekEvery is how often the socket of a runtime that is not there is sought again.
+// seekEvery is how often it is seen to that the socket is still there, and another one
+// sought when it is not.
 const seekEvery = 30 * time.Second
 
 // criSocket is what is known of where the runtime listens.
@@ -57,10 +58,13 @@ func (c *CRI) socket(ctx context.Context) string {
 	if w.told != "" {
 		return w.told
 	}
-	if w.found != "" && (time.Since(w.at) < seekEvery || c.listensAt(w.found)) {
+	if w.found != "" && time.Since(w.at) < seekEvery {
 		return w.found
 	}
 	w.at = time.Now()
+	if w.found != "" && c.listensAt(w.found) {
+		return w.found
+	}
 	if name, ok := c.kubeletSocket(ctx); ok {
 		w.found = name
 		return name

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -49,7 +49,6 @@ func ReadStrain() (Strain, error) {
 // in the sum.
 type StrainGauge struct {
 	mu      sync.Mutex
-	tasks   *os.File // /proc/self/task
 	threads map[string]*thread
 	ended   time.Duration
 	cpuStat int // -1: no cgroup tells
@@ -87,10 +86,7 @@ func (g *StrainGauge) Close() error {
 		unix.Close(g.cpuStat)
 		g.cpuStat = -1
 	}
-	if g.tasks == nil {
-		return nil
-	}
-	return g.tasks.Close()
+	return nil
 }
 
 // Read takes one reading.
@@ -136,26 +132,30 @@ func (g *StrainGauge) findThreads() (err error) {
 			return err
 		}
 	}
-	if _, err := g.tasks.Seek(0, 0); err != nil {
-		return err
+	tasks := g.tasks.Fd()
+	if _, _, errno := unix.RawSyscall(unix.SYS_LSEEK, tasks, 0, 0); errno != 0 { // raw: see preadKernel
+		return errno
 	}
 	for _, th := range g.threads {
 		th.seen = false
 	}
 	for {
-		n, err := unix.Getdents(int(g.tasks.Fd()), g.buf)
-		if err == unix.EINTR {
+		n, _, errno := unix.RawSyscall(unix.SYS_GETDENTS64, tasks, uintptr(unsafe.Pointer(&g.buf[0])), uintptr(len(g.buf)))
+		if errno == unix.EINTR {
 			continue
 		}
-		if err != nil || n <= 0 {
-			return err
+		if errno != 0 {
+			return errno
+		}
+		if n == 0 {
+			return nil
 		}
 		for tid := range dirents(g.buf[:n]) {
 			if th := g.threads[tid]; th != nil {
 				th.seen = true
 				continue
 			}
-			fd, err := unix.Open("/proc/self/task/"+tid+"/schedstat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			fd, err := openNow(task, tid+"/schedstat", 0)
 			if err == unix.ENOENT || err == unix.ESRCH {
 				continue // ended since, or a kernel without CONFIG_SCHED_INFO
 			} else if err != nil {
