@@ -8,12 +8,14 @@ import (
 	"maps"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
@@ -25,6 +27,11 @@ const (
 	maxValue   = 128 // bytes of a label value that is not in a closed set
 	maxKeys    = 256 // of one counter: bounds what closed sets bound already
 )
+
+// How names are written that an old Prometheus cannot read, and what it is told of the text.
+const escaping = model.UnderscoreEscaping
+
+var contentType = string(expfmt.NewFormat(expfmt.TypeTextPlain).WithEscapingScheme(escaping))
 
 // Publishing is the account of a publisher to the API server.
 type Publishing interface {
@@ -103,40 +110,44 @@ func (m *Metrics) Reloaded(err error) {
 	}
 }
 
-// Handler serves the metrics, two scrapes at a time, uncompressed.
+// Handler serves the metrics as text, two scrapes at a time, uncompressed.
 func (m *Metrics) Handler() http.Handler {
-	free := make([]*scraper, maxScrapes) // the last one used is the first to be used again
+	free := make([]*table, maxScrapes) // the last one used is the first to be used again
 	for i := range free {
-		free[i] = m.newScraper()
+		free[i] = newTable()
 	}
 	var mu sync.Mutex // guards free
-	take := func() (s *scraper) {
+	take := func() (t *table) {
 		mu.Lock()
 		defer mu.Unlock()
 		if last := len(free) - 1; last >= 0 {
-			s, free = free[last], free[:last]
+			t, free = free[last], free[:last]
 		}
-		return s
+		return t
 	}
-	giveBack := func(s *scraper) {
+	giveBack := func(t *table) {
 		mu.Lock()
 		defer mu.Unlock()
-		free = append(free, s)
+		free = append(free, t)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s := take()
-		if s == nil {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		t := take()
+		if t == nil {
 			http.Error(w, fmt.Sprintf("%d scrapes are under way", maxScrapes), http.StatusServiceUnavailable)
 			return
 		}
-		defer giveBack(s)
-		s.serve(w, r)
+		defer giveBack(t)
+		m.collect(t)
+		w.Header().Set("Content-Type", contentType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(t.text))) // or it is sent in chunks
+		_, _ = w.Write(t.text)                                      // the reader may have gone
 	})
 }
 
-// collect puts all there is into a table.
+// collect makes a table show all there is.
 func (m *Metrics) collect(t *table) {
 	s := m.cfg.Source()
+	t.begin()
 	t.conditions(&s)
 	t.findings(&s)
 	t.work(&s)
@@ -151,6 +162,7 @@ func (m *Metrics) collect(t *table) {
 	}
 	m.own(t)
 	t.put(dropped, float64(m.total(t.dropped)))
+	t.end()
 }
 
 // total adds what a scrape dropped to what was dropped before.
@@ -216,7 +228,4 @@ func ownerLabel(o probes.Owner) string {
 	return string(probes.Both)
 }
 
-var (
-	_ prometheus.Gatherer = (*scraper)(nil)
-	_ agent.Publisher     = (*Metrics)(nil)
-)
+var _ agent.Publisher = (*Metrics)(nil)

@@ -2,25 +2,30 @@ package metrics
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/nodedrift/nodedrift/agent"
 	"github.com/nodedrift/nodedrift/probes"
 )
 
 // A table holds the series of one scrape and keeps them for the next, to which as a
-// rule nothing but numbers is new: a series is made and checked by client_golang once.
-// (A registry makes, hashes and sorts all of them each time: five times the work.)
+// rule nothing but numbers is new: a series is made, checked and written by client_golang
+// once. (A registry makes, hashes, sorts and writes all of them each time.)
 type table struct {
-	scrape   uint64 // counts scrapes
+	scrape   uint64 // counts scrapes: what a scrape did not put is not in it
 	families map[*family]*rows
-	shown    []*dto.MetricFamily // as of the last scrape, by name
-	dropped  uint64              // numbers, in this scrape
+	shown    []*rows // as of the last scrape, by name
+	dropped  uint64  // numbers, in this scrape
+	text     []byte  // of the last scrape
 
 	declares [][]probes.Metric    // by probe, what declared is made from
 	declared []map[string]*family // by probe and name
@@ -30,16 +35,20 @@ type table struct {
 
 // rows are the series of one family.
 type rows struct {
-	dto.MetricFamily
+	name     string
+	head     string // HELP and TYPE
 	byLabels map[string]*row
-	put      int  // rows, in this scrape
-	anew     bool // a row was not in the last scrape
+	sorted   []*row // as of the last scrape, by label values
+	put      int    // rows, in this scrape
+	anew     bool   // a row was not in the last scrape
 }
 
-// A row is one series.
+// A row is one series, or the two of a summary.
 type row struct {
-	dto.Metric
-	scrape uint64 // that put it last
+	labels  []*dto.LabelPair // by name
+	lines   []string         // up to their numbers
+	numbers [2]float64       // as many as lines
+	scrape  uint64           // that put it last
 }
 
 func newTable() *table {
@@ -57,7 +66,7 @@ func (t *table) begin() {
 // counted instead: one bad series must not spoil a scrape.
 func (t *table) put(f *family, v float64, labels ...string) {
 	if r, first := t.row(f, labels); r != nil && first {
-		r.set(v)
+		r.numbers[0] = v
 	} else {
 		t.dropped++
 	}
@@ -70,17 +79,9 @@ func (t *table) add(f *family, labels ...string) {
 	case r == nil:
 		t.dropped++
 	case first:
-		r.set(1)
+		r.numbers[0] = 1
 	default:
-		r.set(r.Gauge.GetValue() + 1)
-	}
-}
-
-func (r *row) set(v float64) {
-	if r.Counter != nil {
-		*r.Counter.Value = v
-	} else {
-		*r.Gauge.Value = v
+		r.numbers[0]++
 	}
 }
 
@@ -92,7 +93,7 @@ func (t *table) row(f *family, labels []string) (r *row, first bool) {
 	}
 	all := t.families[f]
 	if all == nil {
-		all = &rows{MetricFamily: dto.MetricFamily{Name: &f.name, Help: &f.help, Type: &f.kind}, byLabels: map[string]*row{}}
+		all = &rows{name: f.name, byLabels: map[string]*row{}}
 		t.families[f] = all
 	}
 	t.key = t.key[:0]
@@ -100,9 +101,11 @@ func (t *table) row(f *family, labels []string) (r *row, first bool) {
 		t.key = append(append(t.key, l...), 0xff) // which is in no valid label
 	}
 	if r = all.byLabels[string(t.key)]; r == nil {
-		if r = f.newRow(slices.Clone(labels)); r == nil {
+		var head string
+		if head, r = f.newRow(slices.Clone(labels)); r == nil {
 			return nil, false
 		}
+		all.head = head
 		all.byLabels[string(t.key)] = r
 		all.anew = true
 	}
@@ -115,9 +118,9 @@ func (t *table) row(f *family, labels []string) (r *row, first bool) {
 
 // newRow makes a row, and checks all of it but its number. It returns nil for a row
 // that may not be.
-func (f *family) newRow(labels []string) *row {
+func (f *family) newRow(labels []string) (head string, r *row) {
 	if f.labels != nil && !f.allows(labels) {
-		return nil
+		return "", nil
 	}
 	var m prometheus.Metric
 	var err error
@@ -129,15 +132,31 @@ func (f *family) newRow(labels []string) *row {
 	default:
 		m, err = prometheus.NewConstMetric(f.desc, prometheus.GaugeValue, 0, labels...)
 	}
-	r := &row{}
-	if err != nil || m.Write(&r.Metric) != nil {
-		return nil
+	if err != nil {
+		return "", nil
 	}
-	return r
+	var d dto.Metric
+	var text strings.Builder
+	if err := m.Write(&d); err != nil {
+		return "", nil
+	}
+	alone := &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: &f.kind, Metric: []*dto.Metric{&d}}
+	if _, err := expfmt.MetricFamilyToText(&text, model.EscapeMetricFamily(alone, escaping)); err != nil {
+		return "", nil
+	}
+	r = &row{labels: d.Label}
+	for line := range strings.Lines(text.String()) {
+		if strings.HasPrefix(line, "#") {
+			head += line
+		} else {
+			r.lines = append(r.lines, strings.TrimSuffix(line, "0\n"))
+		}
+	}
+	return head, r
 }
 
-// end ends a scrape: it returns all that was put, sorted, and forgets the rest.
-func (t *table) end() []*dto.MetricFamily {
+// end ends a scrape: it writes all that was put, sorted, and forgets the rest.
+func (t *table) end() {
 	anew := false
 	for f, all := range t.families {
 		switch {
@@ -145,33 +164,31 @@ func (t *table) end() []*dto.MetricFamily {
 			delete(t.families, f)
 			anew = true
 		case all.anew || all.put != len(all.byLabels):
-			anew = anew || all.Metric == nil
+			anew = anew || all.sorted == nil
 			all.sort(t.scrape)
 		}
 		all.put, all.anew = 0, false
 	}
 	if anew {
-		t.shown = t.shown[:0]
-		for _, all := range t.families {
-			t.shown = append(t.shown, &all.MetricFamily)
-		}
-		slices.SortFunc(t.shown, func(a, b *dto.MetricFamily) int { return cmp.Compare(a.GetName(), b.GetName()) })
+		t.shown = slices.SortedFunc(maps.Values(t.families), func(a, b *rows) int { return cmp.Compare(a.name, b.name) })
 	}
-	return t.shown
+	t.text = t.text[:0]
+	for _, all := range t.shown {
+		t.text = append(t.text, all.head...)
+		for _, r := range all.sorted {
+			for i, line := range r.lines {
+				t.text = strconv.AppendFloat(append(t.text, line...), r.numbers[i], 'g', -1, 64)
+				t.text = append(t.text, '\n')
+			}
+		}
+	}
 }
 
 // sort forgets what this scrape did not put, and sorts the rest by label values.
 func (all *rows) sort(scrape uint64) {
-	all.Metric = nil
-	for key, r := range all.byLabels {
-		if r.scrape != scrape {
-			delete(all.byLabels, key)
-			continue
-		}
-		all.Metric = append(all.Metric, &r.Metric)
-	}
-	slices.SortFunc(all.Metric, func(a, b *dto.Metric) int {
-		return slices.CompareFunc(a.Label, b.Label, func(a, b *dto.LabelPair) int { return cmp.Compare(a.GetValue(), b.GetValue()) })
+	maps.DeleteFunc(all.byLabels, func(_ string, r *row) bool { return r.scrape != scrape })
+	all.sorted = slices.SortedFunc(maps.Values(all.byLabels), func(a, b *row) int {
+		return slices.CompareFunc(a.labels, b.labels, func(a, b *dto.LabelPair) int { return cmp.Compare(a.GetValue(), b.GetValue()) })
 	})
 }
 
@@ -229,7 +246,7 @@ func (t *table) work(s *agent.Snapshot) {
 			}
 		}
 		if r, first := t.row(duration, []string{name}); r != nil && first {
-			*r.Summary.SampleCount, *r.Summary.SampleSum = looks, p.Duration.Seconds()
+			r.numbers = [2]float64{p.Duration.Seconds(), float64(looks)}
 		}
 		if !p.LastSuccess.IsZero() {
 			t.put(lastSuccess, seconds(p.LastSuccess), name)

@@ -58,8 +58,9 @@ func New(cfg Config) (*Server, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg}
+	opener := net.ListenConfig{KeepAlive: -1} // the timeouts end what is dead; keep-alives are four system calls for each connection
 	for _, addr := range cfg.Listen {
-		l, err := net.Listen("tcp", addr)
+		l, err := opener.Listen(context.Background(), "tcp", addr)
 		if err != nil {
 			s.close()
 			return nil, fmt.Errorf("serve on %s: %w", addr, err)
