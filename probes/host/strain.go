@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -49,6 +50,7 @@ func ReadStrain() (Strain, error) {
 // in the sum.
 type StrainGauge struct {
 	mu      sync.Mutex
+	tasks   *os.File // /proc/self/task
 	threads map[string]*thread
 	ended   time.Duration
 	cpuStat int // -1: no cgroup tells
@@ -86,7 +88,10 @@ func (g *StrainGauge) Close() error {
 		unix.Close(g.cpuStat)
 		g.cpuStat = -1
 	}
-	return nil
+	if g.tasks == nil {
+		return nil
+	}
+	return g.tasks.Close()
 }
 
 // Read takes one reading.
@@ -155,7 +160,7 @@ func (g *StrainGauge) findThreads() (err error) {
 				th.seen = true
 				continue
 			}
-			fd, err := openNow(task, tid+"/schedstat", 0)
+			fd, err := unix.Open("/proc/self/task/"+tid+"/schedstat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err == unix.ENOENT || err == unix.ESRCH {
 				continue // ended since, or a kernel without CONFIG_SCHED_INFO
 			} else if err != nil {
