@@ -40,13 +40,13 @@ func threads(folder string) (list []Thread, err error) {
 	defer closeNow(fd)
 	var entries [4096]byte
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_GETDENTS64, uintptr(fd), uintptr(unsafe.Pointer(&entries)), uintptr(len(entries)))
+		n, err := listNow(fd, entries[:])
 		switch {
-		case errno == unix.ENOENT || errno == 0 && n == 0: // ended since, or all were told
+		case err == unix.ENOENT || err == nil && n == 0: // ended since, or all were told
 			slices.SortFunc(list, func(a, b Thread) int { return a.TID - b.TID })
 			return list, nil
-		case errno != 0:
-			return nil, &fs.PathError{Op: "readdirent", Path: folder, Err: errno}
+		case err != nil:
+			return nil, &fs.PathError{Op: "readdirent", Path: folder, Err: err}
 		}
 		for tid := range dirents(entries[:n]) {
 			t, err := readThread(fd, folder, tid)
@@ -104,6 +104,15 @@ func openNow(dir int, name string, flags int) (int, error) {
 		return -1, errno
 	}
 	return int(fd), nil
+}
+
+// listNow is getdents64(2) of an open folder of /proc; 0 is its end.
+func listNow(fd int, buf []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_GETDENTS64, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 func closeNow(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }

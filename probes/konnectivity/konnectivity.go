@@ -191,22 +191,27 @@ func (p *Probe) ways(ctx context.Context, look *probes.Look) error {
 	p.askBack(e)
 	_, there, _ := p.trips.get()
 	_, back, _ := p.back.get()
-	within, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if deadline, ok := ctx.Deadline(); ok {
-		cancel()
-		within, cancel = context.WithDeadline(ctx, deadline.Add(-leave))
-		defer cancel()
-	}
-	if there.IsZero() {
-		p.trips.wait(within)
-	}
-	if back.IsZero() {
-		p.back.wait(within)
+	if there.IsZero() || p.self.known() && back.IsZero() {
+		p.awaitFirst(ctx)
 	}
 	err := p.told(e, look)
 	p.toldBack(look)
 	return err
+}
+
+// awaitFirst waits for the first answers, as long as the look may.
+func (p *Probe) awaitFirst(ctx context.Context) {
+	within, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, ok := ctx.Deadline(); ok {
+		within, cancel = context.WithDeadline(ctx, deadline.Add(-leave))
+	}
+	defer cancel()
+	if _, ended, _ := p.trips.get(); ended.IsZero() {
+		p.trips.wait(within)
+	}
+	if _, ended, _ := p.back.get(); ended.IsZero() {
+		p.back.wait(within)
+	}
 }
 
 // tunnels judges the agents that run here.

@@ -39,6 +39,9 @@ type health struct {
 	in   *bufio.Reader
 	at   string // what conn is connected to
 
+	given string // the address as it is configured
+	url   *url.URL
+
 	took   time.Duration // of the last answer
 	asked  time.Time     // when the sync loop was asked for last
 	loop   []probes.Finding
@@ -48,8 +51,11 @@ type health struct {
 // look returns what the health port says.
 func (h *health) look(ctx context.Context, address, name string, st *unit.State) (found []probes.Finding, notJudged []string) {
 	h.took = 0
-	at, err := url.Parse(address)
-	if address == "" || err != nil || at.Scheme != "http" || at.Port() == "" {
+	if h.url == nil || h.given != address {
+		h.given, h.url = address, parseAddress(address)
+	}
+	at := h.url
+	if at == nil {
 		why := "kubelet's health port is turned off"
 		if address != "" {
 			why = "probes.kubelet.healthz is no address such as http://127.0.0.1:10248/healthz"
@@ -75,6 +81,15 @@ func (h *health) look(ctx context.Context, address, name string, st *unit.State)
 		return []probes.Finding{{Reason: Hung, Subject: name, Message: text, Source: address}}, nil
 	}
 	return nil, []string{Unhealthy + ": ask for its health: " + err.Error(), Hung + ": ask for its health: " + err.Error()}
+}
+
+// parseAddress reads an address such as http://127.0.0.1:10248/healthz; nil is none.
+func parseAddress(text string) *url.URL {
+	at, err := url.Parse(text)
+	if err != nil || at.Scheme != "http" || at.Port() == "" {
+		return nil
+	}
+	return at
 }
 
 // syncLoop asks for the sync loop's own health, where kubelet tells it on this port.
