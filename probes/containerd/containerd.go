@@ -79,7 +79,7 @@ type Probe struct {
 
 // How old the heavy parts of a look may be.
 const (
-	cniEach    = 30 * time.Second
+	cniEach    = 30 * time.Second // where no unit is known, whose files and CNI's are heard
 	storeEach  = 30 * time.Second
 	configEach = time.Minute
 )

@@ -105,6 +105,7 @@ type Checker struct {
 	hearer  atomic.Pointer[probes.Hearer]
 
 	heard atomic.Bool // files moved since they were read
+	hears atomic.Bool // it would be heard if they did
 	heavy time.Time   // when files were read last
 	known files       // what is known of files
 	loop  restarts
@@ -132,8 +133,12 @@ func New(files Files, procs Processes, units Units, o Options) *Checker {
 	return c
 }
 
-// heavyEach is how old what files say may become without anything heard.
-const heavyEach = time.Minute
+// heavyEach is how old what files say may become without anything heard, and
+// heavyUnheard while nobody listens to them.
+const (
+	heavyEach    = 5 * time.Minute
+	heavyUnheard = time.Minute
+)
 
 // Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
 // that was there on this boot and is gone does not run.
@@ -190,7 +195,11 @@ func (c *Checker) due(s *State) bool {
 	now := fmt.Sprint(s.Running, u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths, u.NeedDaemonReload)
 	moved := now != c.last
 	c.last = now
-	return c.heard.Swap(false) || moved || c.heavy.IsZero() || time.Since(c.heavy) >= heavyEach || time.Now().Before(c.heavy)
+	limit := heavyUnheard
+	if c.hears.Load() {
+		limit = heavyEach
+	}
+	return c.heard.Swap(false) || moved || c.heavy.IsZero() || !within(c.heavy, limit)
 }
 
 // Excuse says, before a look, that the unit may be on its way up or down for

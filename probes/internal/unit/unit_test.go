@@ -615,6 +615,29 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// TestFilesAreReadSeldom holds how often files are read of which nothing is heard.
+func TestFilesAreReadSeldom(t *testing.T) {
+	t.Parallel()
+	for hears, want := range map[bool]int{true: 12, false: 60} {
+		inBubble(t, func(b *bench) {
+			b.Checker.hears.Store(hears)
+			b.Checker.Look(b.t.Context())
+			fresh := 0
+			for range 720 {
+				time.Sleep(5 * time.Second)
+				if s, err := b.Checker.Look(b.t.Context()); err != nil {
+					t.Fatal(err)
+				} else if s.Fresh {
+					fresh++
+				}
+			}
+			if fresh != want {
+				t.Errorf("hearing %v: files were read %d times in an hour, want %d", hears, fresh, want)
+			}
+		})
+	}
+}
+
 // TestWatchFilesAnew holds that files are listened to, and others when they are others.
 func TestWatchFilesAnew(t *testing.T) {
 	t.Parallel()

@@ -125,7 +125,12 @@ func (c *Checker) watchList(ctx context.Context, h probes.Hearer) error {
 			ended <- nil
 			return
 		}
-		ended <- c.files.Watch(ctx, ear{h, c.Refresh}, list...)
+		err := c.files.Watch(ctx, ear{h, func() {
+			c.hears.Store(true)
+			c.Refresh()
+		}}, list...)
+		c.hears.Store(false)
+		ended <- err
 	}()
 	select {
 	case <-ctx.Done():
