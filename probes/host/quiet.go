@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -26,10 +25,6 @@ type quiet struct {
 	in, out transfer
 }
 
-// soon is how long an answer is waited for without letting the thread go: who answers
-// from memory needs 0.1 ms, and to park and wake a goroutine takes as long.
-const soon = time.Millisecond
-
 // quietly makes a connection quiet; one without a socket is left as it is.
 func quietly(c net.Conn) net.Conn {
 	s, ok := c.(syscall.Conn)
@@ -48,18 +43,9 @@ func quietly(c net.Conn) net.Conn {
 	q.in = transfer{number: unix.SYS_READ, name: "read", now: line.Control, wait: line.Read, arm: c.SetReadDeadline}
 	q.out = transfer{number: unix.SYS_WRITE, name: "write", now: line.Control, wait: line.Write, arm: c.SetWriteDeadline}
 	for _, t := range []*transfer{&q.in, &q.out} { // kept, as each would be garbage
-		t.try, t.once, t.linger = t.call, func(fd uintptr) { t.done = t.call(fd) }, t.await
+		t.try, t.once = t.call, func(fd uintptr) { t.done = t.call(fd) }
 	}
 	return q
-}
-
-// answering makes a connection quiet on which nobody reads but who has just asked.
-func answering(c net.Conn) net.Conn {
-	c = quietly(c)
-	if q, ok := c.(*quiet); ok {
-		q.in.soon = true
-	}
-	return c
 }
 
 // Read reads what has come, and waits for it.
@@ -99,13 +85,12 @@ func (q *quiet) SetWriteDeadline(t time.Time) error { return q.out.setDeadline(t
 type transfer struct {
 	number uintptr // of the system call
 	name   string
-	soon   bool                              // there is to wait in place at first
 	now    func(func(fd uintptr)) error      // once
 	wait   func(func(fd uintptr) bool) error // until it is true
 	arm    func(time.Time) error
 
-	try          func(fd uintptr) bool
-	once, linger func(fd uintptr)
+	try  func(fd uintptr) bool
+	once func(fd uintptr)
 
 	mu    sync.Mutex // of what follows, which is of one call
 	b     []byte
@@ -155,10 +140,6 @@ func (t *transfer) move() error {
 		return os.ErrDeadlineExceeded
 	}
 	err := t.now(t.once)
-	if err == nil && !t.done && t.soon {
-		runtime.Gosched() // what others have to do takes as long as an answer
-		err = t.now(t.linger)
-	}
 	if err != nil || t.done {
 		return err
 	}
@@ -176,17 +157,6 @@ func (t *transfer) move() error {
 		t.arm(time.Time{})
 	}
 	return err
-}
-
-// await tries again, and waits in place when it has to.
-func (t *transfer) await(fd uintptr) {
-	if t.done = t.call(fd); t.done {
-		return
-	}
-	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-	most := unix.NsecToTimespec(int64(soon))
-	unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&most)), 0, 0, 0)
-	t.done = t.call(fd)
 }
 
 // call is false when there is to wait.

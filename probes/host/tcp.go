@@ -26,5 +26,5 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answering(conn), nil
+	return quietly(conn), nil
 }
