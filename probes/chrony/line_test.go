@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,15 +36,9 @@ func TestLineKept(t *testing.T) {
 	l := line{dial: counting(&dials)}
 	defer l.close()
 	names := map[string]string{}
-	all := "tracking\nsource 10.0.0.1 name=a\nsource 10.0.0.2 name=b\nsource PHC0 mode=2\nsource 10.0.0.3\n"
+	all := strings.SplitAfter("source 10.0.0.1 name=a\nsource 10.0.0.2 name=b\nsource PHC0 mode=2\nsource 10.0.0.3\n", "\n")
 	for _, n := range []int{0, 1, 4, 4, 2, 0, 3} {
-		var text string
-		for i, words := range bytes.SplitAfter([]byte(all), []byte("\n")) {
-			if i <= n {
-				text += string(words)
-			}
-		}
-		d.Store(parseStandIn(t, text))
+		d.Store(parseStandIn(t, strings.Join(all[:n], "")))
 		r, err := l.ask(t.Context(), at, names)
 		if err != nil || len(r.sources) != n {
 			t.Fatalf("%d sources: %+v %v", n, r, err)
