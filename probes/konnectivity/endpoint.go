@@ -120,7 +120,7 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 	if p.kubelet != nil {
 		p.kubelet.Close()
 	}
-	p.kubelet, p.askedFor = process, time.Time{}
+	p.kubelet, p.askedFor, p.ownedBy = process, time.Time{}, 0
 	p.group = u.ControlGroup
 	args, err := process.Cmdline()
 	if err != nil {
@@ -134,8 +134,13 @@ func (p *Probe) kubeletsOwn(ctx context.Context) (string, bool) {
 	return p.kubeconfig, p.kubeconfig != ""
 }
 
-// owner is the id of kubelet's cgroup, as sockets have it; 0 where it is not known.
+// owner is the id of kubelet's cgroup, as sockets have it; 0 where it is not known. It
+// is another one for each run.
 func (p *Probe) owner() uint64 {
+	if p.ownedBy != 0 && p.kubelet != nil && p.kubelet.Alive() == nil {
+		return p.ownedBy
+	}
+	p.ownedBy = 0
 	name, ok := unit.Path(p.group)
 	if !ok || p.group == "" {
 		return 0
@@ -143,11 +148,12 @@ func (p *Probe) owner() uint64 {
 	for _, top := range []string{"sys/fs/cgroup/", "sys/fs/cgroup/unified/"} {
 		if i, err := p.root.Stat(top + name); err == nil {
 			if st, ok := i.Sys().(*host.Stat); ok {
-				return st.Ino
+				p.ownedBy = st.Ino
+				break
 			}
 		}
 	}
-	return 0
+	return p.ownedBy
 }
 
 const kubeletUnit = "kubelet.service"

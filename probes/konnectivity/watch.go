@@ -13,6 +13,7 @@ import (
 const (
 	beat     = time.Second
 	halfBeat = beat / 2
+	idleBeat = 5 * beat // where no agent runs
 	// froze is how late a beat is when the node stood still, or the agent was kept from
 	// running: either way nothing is to be held against others.
 	froze = 2 * time.Second
@@ -22,18 +23,22 @@ const (
 // connections of its network have ended, which costs a read of a few hundred bytes; and
 // it hears kubelet's certificates being replaced.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
+	h = listener{h, &p.woken}
 	p.hearer.Store(&h)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	files := make(chan error, 1)
 	go func() { files <- p.root.Watch(ctx, listener{h, &p.certsHeard}, certificates...) }()
-	second, err := host.Beats(ctx, beat)
+	slow, err := host.Beats(ctx, idleBeat)
 	if err != nil {
 		return err
 	}
-	var half <-chan time.Time // of a second, where an agent runs
+	var second <-chan struct{} // where an agent runs
+	var half <-chan time.Time  // likewise
+	stop := func() {}
+	defer func() { stop() }()
 	ear := ear{seen: map[*host.Process]host.TCPCounters{}}
-	last := p.uptime()
+	last, due := p.uptime(), idleBeat
 	for {
 		select {
 		case <-ctx.Done():
@@ -44,23 +49,41 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 		case <-half:
 			half = nil
 		case <-second:
-			half = nil
-			if p.agentsHere() {
-				half = time.After(halfBeat)
+			half = time.After(halfBeat)
+		case <-slow:
+		case <-p.others:
+		}
+		switch here := p.agentsHere(); {
+		case here && second == nil:
+			if second, stop, err = seconds(ctx); err != nil {
+				return err
 			}
+		case !here && second != nil:
+			stop()
+			second, half = nil, nil
 		}
 		now := p.uptime()
-		if last > 0 && now-last > beat+froze {
+		if last > 0 && now-last > due+froze {
 			p.frozen.Store(int64(now))
 		}
-		last = now
+		last, due = now, idleBeat
+		if second != nil {
+			due = beat
+		}
 		if p.heard(&ear) {
 			h.Changed()
 		}
 	}
 }
 
-// listener notes that it heard of certificates before it passes on.
+// seconds beats until it is stopped or ctx ends.
+func seconds(ctx context.Context) (beats <-chan struct{}, stop func(), err error) {
+	ctx, stop = context.WithCancel(ctx)
+	beats, err = host.Beats(ctx, beat)
+	return beats, stop, err
+}
+
+// listener notes that it heard before it passes on.
 type listener struct {
 	probes.Hearer
 	heard *atomic.Bool
