@@ -85,6 +85,20 @@ func (l *busLink) subscribe(ctx context.Context) error {
 	return err
 }
 
+// busPing bounds the question whether the bus is there at all: it answers from memory.
+const busPing = 100 * time.Millisecond
+
+// mute tells whether it is the bus that does not answer, and not systemd behind it.
+func (l *busLink) mute() bool {
+	if l.socket != busSocket {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), busPing)
+	defer cancel()
+	err := l.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err
+	return errors.Is(err, context.DeadlineExceeded)
+}
+
 // join begins to listen. The bus is given one match rule for each signal, since
 // one for all would wake us for every container start, and keeps it: the signals
 // that are ever wanted are few. Systemd's own socket sends everything.

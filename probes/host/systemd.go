@@ -35,7 +35,11 @@ type Systemd struct {
 	dial func(ctx context.Context, socket string) (net.Conn, error)
 	turn chan struct{} // held while link is looked at or changed
 	link *busLink      // one for all: who is answered over it would hear over it
+	mute time.Time     // when the bus was found not to answer; zero: never
 }
+
+// muteFor is how long a bus that did not answer is not asked while systemd's own socket is.
+const muteFor = time.Minute
 
 // NewSystemd returns the systemd of the node whose root is given.
 func NewSystemd(root *Root) *Systemd {
@@ -171,7 +175,10 @@ func (s *Systemd) call(ctx context.Context, answer any, path dbus.ObjectPath, me
 			return err
 		case err == nil:
 			c := l.conn.Object(manager, path).CallWithContext(ctx, method, dbus.FlagNoAutoStart, args...)
-			if err = c.Err; !endedBy(err) || ctx.Err() != nil {
+			if err = c.Err; err != nil && ctx.Err() != nil && l.mute() {
+				s.leave(l)
+			}
+			if !endedBy(err) || ctx.Err() != nil {
 				return c.Store(answer)
 			}
 			if _, fromBus := errors.AsType[dbus.Error](err); !fromBus {
@@ -184,6 +191,16 @@ func (s *Systemd) call(ctx context.Context, answer any, path dbus.ObjectPath, me
 		}
 	}
 	return lost
+}
+
+// leave lets go of a bus that does not answer: systemd's own socket may.
+func (s *Systemd) leave(l *busLink) {
+	s.turn <- struct{}{}
+	defer s.give()
+	s.mute = time.Now()
+	if s.link == l {
+		s.hangUp()
+	}
 }
 
 // property asks for one property.
@@ -236,6 +253,10 @@ func (s *Systemd) connection(ctx context.Context, sockets ...string) (*busLink, 
 	}
 	var errs []error
 	for _, socket := range sockets {
+		if socket == busSocket && !s.mute.IsZero() && time.Since(s.mute) < muteFor {
+			errs = append(errs, errors.New("the bus does not answer"))
+			continue
+		}
 		l, err := s.connect(ctx, socket)
 		if err == nil {
 			s.hangUp()

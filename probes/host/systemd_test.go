@@ -268,6 +268,7 @@ func TestSystemdReadsOnly(t *testing.T) {
 	allowed := []string{
 		"org.freedesktop.DBus.Hello",
 		"org.freedesktop.DBus.AddMatch",
+		"org.freedesktop.DBus.Peer.Ping",
 		"org.freedesktop.DBus.Properties.Get",
 		"org.freedesktop.DBus.Properties.GetAll",
 		"org.freedesktop.systemd1.Manager.Subscribe",
@@ -299,6 +300,39 @@ func TestSystemdAbsent(t *testing.T) {
 	var none *host.Systemd
 	if _, err := none.Stopping(t.Context()); err == nil || none.Close() != nil || none.WatchShutdown(t.Context(), newListener()) == nil {
 		t.Error("a nil Systemd answers")
+	}
+}
+
+// TestMuteBus holds that a bus that hangs is left for systemd's own socket, by who asks
+// and by who listens.
+func TestMuteBus(t *testing.T) {
+	t.Parallel()
+	s, standIn := serve(t, bothSockets...)
+	l, ended := newListener(), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	watch := func() { ended <- s.WatchUnits(ctx, l, "kubelet.service") }
+	go watch()
+	l.hears(t, "the subscription")
+	standIn.Mute(probetest.BusSocket)
+	short, done := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer done()
+	if _, err := s.Unit(short, "kubelet.service"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the bus is mute: %v", err)
+	}
+	if err := <-ended; err == nil {
+		t.Error("it listens on to a bus that is mute")
+	}
+	if u, err := s.Unit(ctx, "kubelet.service"); err != nil || u.Id != "kubelet.service" {
+		t.Errorf("%+v, %v", u, err)
+	}
+	go watch()
+	l.hears(t, "the subscription")
+	standIn.UnitChanged("kubelet.service")
+	l.hears(t, "a change")
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -37,6 +37,7 @@ type Systemd struct {
 	units    map[dbus.ObjectPath]host.Unit
 	shutdown bool
 	silent   bool
+	mute     string // this socket alone is silent
 	faults   map[dbus.ObjectPath]error
 	asked    []string
 	clients  map[net.Conn]*client
@@ -140,6 +141,9 @@ func (s *Systemd) Fail(name string, err error) { s.change(func() { s.faults[unit
 
 // Silence lets questions go unanswered.
 func (s *Systemd) Silence(silent bool) { s.change(func() { s.silent = silent }) }
+
+// Mute makes it give no answer on one socket; "" on none.
+func (s *Systemd) Mute(socket string) { s.change(func() { s.mute = socket }) }
 
 func (s *Systemd) change(f func()) {
 	s.mu.Lock()
@@ -284,11 +288,8 @@ func (s *Systemd) reply(conn net.Conn, msg *dbus.Message) {
 	}
 	path, method := header[dbus.ObjectPath](msg, dbus.FieldPath), header[string](msg, dbus.FieldInterface)+"."+header[string](msg, dbus.FieldMember)
 	s.asked = append(s.asked, fmt.Sprintf("%s%v", method, msg.Body))
-	if s.silent {
-		return
-	}
 	c := s.clients[conn]
-	if c == nil { // dropped meanwhile
+	if c == nil || s.silent || s.mute == c.socket { // dropped meanwhile, or not to be answered
 		return
 	}
 	body, err := s.answer(c, path, method, msg.Body)
