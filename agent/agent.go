@@ -36,7 +36,7 @@ type Config struct {
 	Memory     Memory       // nil: nothing outlives the process
 	Lifecycle  Lifecycle    // nil: the node is neither set up nor shut down
 	Strain     StrainReader // nil: the agent is never starved
-	// Beats sends at each whole second of Mono; nil: each loop has a timer of its own.
+	// Beats sends at each whole multiple of [Beat] on Mono; nil: each loop has a timer of its own.
 	Beats func(context.Context) (<-chan struct{}, error)
 }
 
@@ -62,7 +62,7 @@ type Agent struct {
 	failed  string // why provisioning failed; "" if it did not
 
 	stopping  atomic.Bool
-	beating   atomic.Bool // loops whose time is a whole second are woken by wakeDue
+	beating   atomic.Bool // loops whose time is a beat are woken by wakeDue
 	dirty     chan struct{}
 	heartbeat atomic.Int64 // monotonic, ns: when the agent's own loop last turned
 }
@@ -340,7 +340,7 @@ func (a *Agent) Alive() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now().Mono
-	if idle := now - time.Duration(a.heartbeat.Load()); idle > 3*keepEvery {
+	if idle := now - time.Duration(a.heartbeat.Load()); idle > 3*Beat {
 		return fmt.Errorf("the agent's own loop has not turned for %s", age(idle))
 	}
 	if a.stop == nil {

@@ -61,7 +61,7 @@ func TestNodeIsSetUp(t *testing.T) {
 		r.life.set(func() { r.life.setup.Complete = true })
 		r.agent.SetReadiness(Readiness{UID: "u", ReadySince: time.Now()})
 		r.wait(2*time.Minute-time.Second).says("TestDrift", "Unknown NodeProvisioning")
-		r.wait(time.Second+keepEvery).says("TestDrift", "True Bad").says(NodeDrift, "True TestDrift")
+		r.wait(time.Second+Beat).says("TestDrift", "True Bad").says(NodeDrift, "True TestDrift")
 		if r.agent.Provisioning() {
 			t.Error("still waits")
 		}
@@ -79,7 +79,7 @@ func TestSetUpTakesTooLong(t *testing.T) {
 		r.life.setup = Provisioning{AKS: true}
 		r.start().wait(time.Minute).says("TestDrift", "Unknown NodeProvisioning")
 		r.life.set(func() { r.life.setup.Age = settleAtMost })
-		r.wait(keepEvery).says("TestDrift", "False OK").says(NodeDrift, "False NoDrift")
+		r.wait(Beat).says("TestDrift", "False OK").says(NodeDrift, "False NoDrift")
 	}, p)
 }
 
@@ -94,7 +94,7 @@ func TestProvisioningFailed(t *testing.T) {
 				r.life.setup = before
 				r.start()
 				r.life.set(func() { r.life.setup = Provisioning{AKS: true, Complete: true, Age: time.Hour, ExitCode: "50\n"} })
-				r.wait(keepEvery).says(NodeDrift, "True ProvisioningFailed").says("TestDrift", "False OK")
+				r.wait(Beat).says(NodeDrift, "True ProvisioningFailed").says("TestDrift", "False OK")
 				if m := r.condition(NodeDrift).Message; m != `provisioning ended with exit code 50\n; provision.json; acts: AKS or you` {
 					t.Errorf("message %q", m)
 				}
@@ -151,7 +151,7 @@ func TestShutdown(t *testing.T) {
 		r.wait(time.Minute).says("TestDrift", "False OK").told("occurred NodeShuttingDown")
 
 		r.life.set(func() { r.life.failing, r.life.stopping = false, false })
-		r.wait(keepEvery+time.Second).says("TestDrift", "True Traced")
+		r.wait(Beat+time.Second).says("TestDrift", "True Traced")
 		r.wait(time.Minute).says("OtherDrift", "Unknown ProbeFailed").says("ThirdDrift", "True Slow")
 		r.life.set(func() { r.life.stopping = true })
 		r.life.announce <- struct{}{}
@@ -314,7 +314,7 @@ func TestReconfigureBeforeRun(t *testing.T) {
 		r.agent.Reconfigure(r.ctx, Rules{}, []probes.Probe{q})
 		r.wait(time.Minute).says("OtherDrift", "Unknown NodeProvisioning").says("TestDrift", "")
 		r.life.set(func() { r.life.setup.Age = time.Hour })
-		r.wait(keepEvery).says("OtherDrift", "False OK")
+		r.wait(Beat).says("OtherDrift", "False OK")
 	}, p)
 }
 

@@ -34,8 +34,9 @@ const (
 	settleAtMost     = 15 * time.Minute
 )
 
-// keepEvery is the period of the agent's own loop.
-const keepEvery = 5 * time.Second
+// Beat is the period of the agent's own loop. Probes whose periods are multiples of
+// it look together.
+const Beat = 5 * time.Second
 
 // phase is where the node is in its life, as far as it decides what is told.
 type phase uint8
@@ -106,27 +107,20 @@ func (a *Agent) live(ctx context.Context) {
 	beats := a.beats(ctx)
 	tick := time.NewTimer(0)
 	defer tick.Stop()
-	var follow time.Duration // when a beat is not for loops alone
-	beaten, first := false, true
+	first := true
 	for ctx.Err() == nil {
 		now := a.now().Mono
 		a.heartbeat.Store(int64(now))
-		if !beaten || now >= follow {
-			wait := toBeat(now+offBeat, keepEvery)
-			follow = now + wait
-			if beats == nil {
-				tick.Reset(wait)
-			}
-			a.follow(ctx, first)
-			first = false
+		if beats == nil {
+			tick.Reset(toBeat(now, Beat))
 		}
-		beaten = false
+		a.follow(ctx, first)
+		first = false
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		case <-beats:
 			a.wakeDue()
-			beaten = true
 		case <-a.dirty:
 			a.remember()
 		}

@@ -198,7 +198,7 @@ func (l *loop) run(ctx context.Context) {
 // that time, which costs the runtime less than a timer that fires.
 func (l *loop) rest(next *time.Timer, d time.Duration) {
 	at := l.agent.now().Mono + d
-	if beat := at.Round(time.Second); l.agent.beating.Load() && (at-beat).Abs() <= offBeat {
+	if beat := at.Round(Beat); l.agent.beating.Load() && (at-beat).Abs() <= offBeat {
 		next.Stop()
 		l.due.Store(int64(beat))
 		return

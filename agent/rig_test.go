@@ -50,20 +50,18 @@ func inBubble(t *testing.T, f func(r *rig), list ...probes.Probe) {
 	})
 }
 
-// beats are those of a node that was booted at a whole second.
+// beats are those of a node that was booted at a whole multiple of [Beat].
 func beats(ctx context.Context) (<-chan struct{}, error) {
-	out, second := make(chan struct{}, 1), time.NewTicker(time.Second)
+	out := make(chan struct{}, 1)
 	go func() {
-		defer second.Stop()
 		for {
-			select {
-			case <-ctx.Done():
+			wait(ctx, Beat-time.Duration(time.Now().UnixNano())%Beat)
+			if ctx.Err() != nil {
 				return
-			case <-second.C:
-				select {
-				case out <- struct{}{}:
-				default:
-				}
+			}
+			select {
+			case out <- struct{}{}:
+			default:
 			}
 		}
 	}()

@@ -193,7 +193,7 @@ func newDaemon(f *runFlags, cfg *config, node *host.Node, log *slog.Logger) (*da
 	d.keep = needs(cfg)
 	d.agent = agent.New(agent.Config{
 		Node: f.node, Log: log, Boot: d.boot.ID, Mono: host.Monotonic, Probes: enabled(cfg, node, d.trace), Rules: cfg.rules(),
-		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Journal: journal{d.trace}, Strain: strain{host.NewStrainGauge()}, Beats: every(time.Second),
+		Publishers: []agent.Publisher{d.metrics, d}, Memory: memoryFile{f.stateDir}, Lifecycle: &lifecycle{node: node}, Journal: journal{d.trace}, Strain: strain{host.NewStrainGauge()}, Beats: every(agent.Beat),
 	})
 	d.web, err = web.New(web.Config{Listen: f.listen.withLoopback(), Source: d.snapshot, Metrics: d.metrics.Handler(),
 		Self: func() any { return d.self() }, Alive: d.alive, Ready: d.agent.Ready, Version: version, Log: log})

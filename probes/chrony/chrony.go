@@ -118,7 +118,7 @@ const readEach = time.Minute
 
 // othersEach is how old what systemd says of other time daemons may become: their
 // coming and going is heard, and an answer for each of them costs systemd, too.
-const othersEach = 5 * time.Minute
+const othersEach = 30 * time.Minute
 
 // Check asks the unit, chronyd and the kernel. Files and other units are looked at
 // when they moved, and each minute.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -122,9 +123,14 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 	}()
 	gauge := host.NewStrainGauge()
 	defer gauge.Close()
+	var mu sync.Mutex
 	var w witness
-	second, err := host.Beats(ctx, beat)
-	if err != nil {
+	look := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		p.witnessed(&w, gauge, h)
+	}
+	if err := host.OnBeat(ctx, beat, look); err != nil {
 		return err
 	}
 	for {
@@ -135,24 +141,28 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 			if err != nil {
 				return fmt.Errorf("hear the clock being set: %w", err)
 			}
-		case <-second:
+			look()
 		}
-		// A step between the first two is of this reading, and later than its mono.
-		mono, real, boot := clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_BOOTTIME)
-		now := reading{real, mono, boot, w.last.strain}
-		if int(now.mono.Round(beat)/beat)%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
-			now.strain, _ = gauge.Read() // not told: a gap is then taken for a freeze
-		}
-		what, froze := w.hear(now)
-		if froze {
-			p.frozen.Store(int64(clockOf(unix.CLOCK_BOOTTIME)))
-		}
-		for _, o := range what {
-			h.Saw(o)
-		}
-		if len(what) > 0 {
-			h.Changed()
-		}
+	}
+}
+
+// witnessed reads the clocks and tells what became of them.
+func (p *Probe) witnessed(w *witness, gauge *host.StrainGauge, h probes.Hearer) {
+	// A step between the first two is of this reading, and later than its mono.
+	mono, real, boot := clockOf(unix.CLOCK_MONOTONIC), clockOf(unix.CLOCK_REALTIME), clockOf(unix.CLOCK_BOOTTIME)
+	now := reading{real, mono, boot, w.last.strain}
+	if int(now.mono.Round(beat)/beat)%strainEach == 0 || now.boot-w.last.boot > beat+leastGap {
+		now.strain, _ = gauge.Read() // not told: a gap is then taken for a freeze
+	}
+	what, froze := w.hear(now)
+	if froze {
+		p.frozen.Store(int64(clockOf(unix.CLOCK_BOOTTIME)))
+	}
+	for _, o := range what {
+		h.Saw(o)
+	}
+	if len(what) > 0 {
+		h.Changed()
 	}
 }
 

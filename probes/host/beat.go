@@ -13,19 +13,32 @@ import (
 )
 
 // Beats sends at each whole multiple of a number of seconds on [Monotonic] until ctx
+// ends. Beats do not pile up: one that is not taken stands for all.
+func Beats(ctx context.Context, each time.Duration) (<-chan struct{}, error) {
+	beats := make(chan struct{}, 1)
+	err := OnBeat(ctx, each, func() {
+		select {
+		case beats <- struct{}{}:
+		default: // the one before is still to be taken
+		}
+	})
+	return beats, err
+}
+
+// OnBeat calls f at each whole multiple of a number of seconds on [Monotonic] until ctx
 // ends: who has to do something again and again does it then, so that the program, and
-// the CPU, wake once for all of them. Beats do not pile up: one that is not taken
-// stands for all.
+// the CPU, wake once for all of them. All are called one after the other, so f must not
+// wait for anything, nor take long.
 //
 // It is no time.Ticker, as for each of Go's timers the runtime wakes its monitor
 // thread, too: 170 us of CPU instead of 60.
-func Beats(ctx context.Context, each time.Duration) (<-chan struct{}, error) {
-	beats := make(chan struct{}, 1)
-	if err := metronome.join(beats, max(each, time.Second)); err != nil {
-		return nil, fmt.Errorf("beat each %s: %w", each, err)
+func OnBeat(ctx context.Context, each time.Duration, f func()) error {
+	e := &beatEar{f, max(each, time.Second)}
+	if err := metronome.join(e); err != nil {
+		return fmt.Errorf("beat each %s: %w", each, err)
 	}
-	context.AfterFunc(ctx, func() { metronome.leave(beats) })
-	return beats, nil
+	context.AfterFunc(ctx, func() { metronome.leave(e) })
+	return nil
 }
 
 // The metronome beats for all of the process, while anybody listens.
@@ -33,11 +46,17 @@ var metronome beater
 
 type beater struct {
 	mu    sync.Mutex
-	ears  map[chan<- struct{}]time.Duration // and how often
-	timer *os.File                          // nil while nobody listens
+	ears  map[*beatEar]struct{}
+	timer *os.File // nil while nobody listens
 }
 
-func (b *beater) join(ear chan<- struct{}, each time.Duration) error {
+// A beatEar is one who is called, and how often.
+type beatEar struct {
+	call func()
+	each time.Duration
+}
+
+func (b *beater) join(e *beatEar) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.timer == nil {
@@ -45,41 +64,37 @@ func (b *beater) join(ear chan<- struct{}, each time.Duration) error {
 		if err != nil {
 			return err
 		}
-		b.timer, b.ears = timer, map[chan<- struct{}]time.Duration{}
+		b.timer, b.ears = timer, map[*beatEar]struct{}{}
 		go b.beat(timer, line)
 	}
-	b.ears[ear] = each
+	b.ears[e] = struct{}{}
 	return nil
 }
 
-func (b *beater) leave(ear chan<- struct{}) {
+func (b *beater) leave(e *beatEar) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.ears, ear)
+	delete(b.ears, e)
 	if len(b.ears) == 0 {
 		b.timer.Close()
 		b.timer = nil
 	}
 }
 
-// beat sends until the timer is closed.
+// beat calls until the timer is closed.
 func (b *beater) beat(timer *os.File, line syscall.RawConn) {
 	for last := Monotonic(); line.Read(expired) == nil; {
-		b.mu.Lock()
 		now := Monotonic()
+		b.mu.Lock()
 		if b.timer == timer {
-			for ear, each := range b.ears {
-				if now/each == last/each {
-					continue
-				}
-				select {
-				case ear <- struct{}{}:
-				default: // the one before is still to be taken
+			for e := range b.ears {
+				if now/e.each != last/e.each {
+					e.call()
 				}
 			}
 		}
-		last = now
 		b.mu.Unlock()
+		last = now
 	}
 }
 

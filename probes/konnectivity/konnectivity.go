@@ -160,8 +160,11 @@ func (p *Probe) Check(ctx context.Context) (look probes.Look, err error) {
 func (p *Probe) refresh(ctx context.Context) {
 	gone := slices.ContainsFunc(p.agents, func(a *agent) bool { return a.process.Alive() != nil })
 	each := p.findEach
-	if p.agentsErr != nil {
+	switch {
+	case p.agentsErr != nil:
 		each = findAgain
+	case len(p.agents) == 0:
+		each *= 2 // one that comes is not judged before it is 90 s old
 	}
 	if age := time.Since(p.found); !p.found.IsZero() && age >= 0 && age < each && !gone {
 		return

@@ -175,6 +175,38 @@ func TestDeclarationsAreReadAgain(t *testing.T) {
 	})
 }
 
+// TestHearsEachSecond: a value that is another one is heard of between looks, and no
+// more once it was looked at.
+func TestHearsEachSecond(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, Config{}, map[string]string{"root/etc/sysctl.d/a.conf": "vm.swappiness = 10", "proc/sys/vm/swappiness": "10"})
+	heard, ended := make(counter, 100), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { ended <- l.Probe.Watch(ctx, heard) }()
+	<-heard // it listens
+	l.wants("in order")
+	l.write("proc/sys/vm/swappiness", "60")
+	select {
+	case <-heard:
+	case <-time.After(10 * time.Second):
+		t.Error("not heard")
+	}
+	l.wants("drifted", "SysctlChanged vm.swappiness")
+	if l.differs() {
+		t.Error("what was looked at is heard of again")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+type counter chan struct{}
+
+func (c counter) Changed()            { c <- struct{}{} }
+func (counter) Saw(probes.Occurrence) {}
+func (counter) Lost(string, uint64)   {}
+
 // TestNewInterface: a key that a pattern matches is found within a minute of its coming,
 // whoever listens to files.
 func TestNewInterface(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"iter"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -67,7 +68,8 @@ type Probe struct {
 	stale atomic.Bool // something was heard about a declaration
 	hears atomic.Bool // something would be
 
-	table   *table // nil before the first reading
+	mu      sync.Mutex // of what follows: it is held for a look, and for a sweep between looks
+	table   *table     // nil before the first reading
 	readAt  time.Time
 	matched time.Time // when patterns were
 	triedAt time.Time // when missing keys were looked for
@@ -85,15 +87,50 @@ func New(root tree, sysctl keys, procs processes, config Config) *Probe {
 // Spec implements [probes.Probe].
 func (*Probe) Spec() probes.Spec {
 	return probes.Spec{Name: "sysctl", Condition: "SysctlDrift", Healthy: "SysctlsAsDeclared",
-		Every: time.Second, Timeout: time.Second, Reasons: reasons, Metrics: metrics}
+		Every: 5 * time.Second, Timeout: time.Second, Reasons: reasons, Metrics: metrics}
 }
 
 // Watch implements [probes.Watcher]: it hears the declarations. /proc/sys itself
-// is silent (inotify does not see writes through another mount of it) and is swept.
+// is silent (inotify does not see writes through another mount of it) and is swept
+// each second.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := host.OnBeat(ctx, time.Second, func() {
+		if p.differs() {
+			h.Changed()
+		}
+	})
+	if err != nil {
+		return err
+	}
 	paths := slices.Concat(folders, []string{procpsFile, azureJSON, provisioned, "etc/cni/net.d"}, kubeletEnv, kubeletConfigs)
 	defer p.hears.Store(false)
 	return p.root.Watch(ctx, hearer{h, p}, paths...)
+}
+
+// differs tells whether a key's value is another one than at the last look. While one
+// is under way it leaves that to it.
+func (p *Probe) differs() bool {
+	if !p.mu.TryLock() {
+		return false
+	}
+	defer p.mu.Unlock()
+	if p.table == nil {
+		return false
+	}
+	for i := range p.table.watch {
+		w := &p.table.watch[i]
+		if w.err != nil {
+			continue // tried again by looks
+		}
+		value, err := p.sysctl.Read(w.key, p.buf)
+		if err != nil || !w.seen || !bytes.Equal(value, w.last) {
+			return true
+		}
+		p.buf = value[:cap(value)]
+	}
+	return false
 }
 
 // A hearer makes the next look read the declarations again.
@@ -113,6 +150,8 @@ func (h hearer) Changed() {
 // are read again when something was heard of them, and every few minutes. While
 // nothing changes it allocates nothing and returns the same Look.
 func (p *Probe) Check(context.Context) (probes.Look, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	now := time.Now()
 	changed := false
 	each := unheard
