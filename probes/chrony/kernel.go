@@ -2,6 +2,7 @@ package chrony
 
 import (
 	"fmt"
+	"unsafe"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +19,8 @@ type kernelClock struct {
 // readKernel only reads: no mode is set, so no right is needed.
 func readKernel() (kernelClock, error) {
 	var t unix.Timex
-	if _, err := unix.Adjtimex(&t); err != nil {
+	// Raw: it does not wait, and an ordinary system call wakes Go's monitor thread.
+	if _, _, err := unix.RawSyscall(unix.SYS_ADJTIMEX, uintptr(unsafe.Pointer(&t)), 0, 0); err != 0 {
 		return kernelClock{}, fmt.Errorf("adjtimex: %w", err)
 	}
 	return kernelOf(&t), nil
