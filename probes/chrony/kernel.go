@@ -2,8 +2,8 @@ package chrony
 
 import (
 	"fmt"
-	"unsafe"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )

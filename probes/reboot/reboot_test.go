@@ -2,6 +2,7 @@ package reboot
 
 import (
 	"context"
+	"io/fs"
 	"iter"
 	"testing"
 	"testing/fstest"
@@ -26,13 +27,18 @@ func (f files) Watch(context.Context, host.Listener, ...string) error { return n
 
 // noProcesses has none to ask, and counts the questions.
 type noProcesses struct {
-	asked int
-	up    time.Duration
+	asked   int
+	refused error
+	up      time.Duration
 }
 
 func (n *noProcesses) List() iter.Seq2[*host.Process, error] {
 	n.asked++
-	return func(func(*host.Process, error) bool) {}
+	return func(yield func(*host.Process, error) bool) {
+		if n.refused != nil {
+			yield(nil, n.refused)
+		}
+	}
 }
 
 func (n *noProcesses) Boot() (host.Boot, error) { return host.Boot{At: time.Now().Add(-n.up)}, nil }
@@ -116,6 +122,24 @@ type nobody struct{}
 func (nobody) Changed()              {}
 func (nobody) Saw(probes.Occurrence) {}
 func (nobody) Lost(string, uint64)   {}
+
+// TestRefused holds that processes that may not be asked are left alone for an hour.
+func TestRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		procs := &noProcesses{refused: fs.ErrPermission}
+		p := New(pendingNode(time.Now()), procs, host.Kernel{Release: "6.1.0-28-amd64"}, Config{})
+		for range 60 {
+			if look, err := p.Check(t.Context()); err != nil || len(look.NotJudged) == 0 {
+				t.Fatalf("%+v, %v", look, err)
+			}
+			p.heard.Store(true)
+			time.Sleep(time.Minute)
+		}
+		if procs.asked != 1 {
+			t.Errorf("asked %d times in an hour", procs.asked)
+		}
+	})
+}
 
 func TestExplain(t *testing.T) {
 	p := &Probe{}

@@ -20,6 +20,8 @@ import (
 const (
 	scanEvery = 55 * time.Second // a look each minute, less its jitter
 	scanPause = 10 * time.Second
+	// scanRefused is how long a refusal for want of a right stands: a process gets none later.
+	scanRefused = time.Hour
 )
 
 // A scan is what the processes told last.
@@ -32,6 +34,9 @@ type scan struct {
 // rescan asks the processes again when it is time.
 func (p *Probe) rescan(ctx context.Context) {
 	since := time.Since(p.scan.at)
+	if errors.Is(p.scan.err, fs.ErrPermission) && since < scanRefused {
+		return
+	}
 	if !p.scan.at.IsZero() && since < scanEvery && !(p.heard.Load() && since >= scanPause) {
 		return
 	}
