@@ -80,7 +80,7 @@ type Probe struct {
 // How old the heavy parts of a look may be.
 const (
 	cniEach    = 30 * time.Second // where no unit is known, whose files and CNI's are heard
-	storeEach  = 30 * time.Second
+	storeEach  = time.Minute
 	configEach = time.Minute
 )
 
@@ -125,7 +125,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 
 // Check looks at the unit and asks the runtime whether it is ready. Everything
 // that costs more (the plugins, a list of sandboxes, the running configuration)
-// is done twice a minute, or when it was heard that something moved; what it
+// is done once or twice a minute, or when it was heard that something moved; what it
 // found then stands until the next time.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	s, err := p.unit.Look(ctx)

@@ -35,7 +35,7 @@ const (
 	// askEach is how long an answer stands while nothing is heard before systemd is
 	// asked whether it does, askWhole until all is asked again, which takes PID 1 a
 	// millisecond, and asUnheard while nobody listens.
-	askEach   = 30 * time.Second
+	askEach   = 45 * time.Second
 	askWhole  = 5 * time.Minute
 	asUnheard = 5 * time.Second
 	// forgive is how long systemd may go without an answer: a daemon-reexec, which

@@ -109,7 +109,7 @@ type Checker struct {
 	heavy time.Time   // when files were read last
 	known files       // what is known of files
 	loop  restarts
-	last  string // what of the unit makes files be looked at anew
+	last  unitNow // what of the unit makes files be looked at anew
 	kept  map[string]string
 	// excuse says why the unit may be down for now; of one look.
 	excuse string
@@ -143,7 +143,7 @@ const (
 // Look takes a look. Without a unit the error wraps [probes.ErrNotApplicable]; one
 // that was there on this boot and is gone does not run.
 // Most looks cost a system call: systemd is asked when it was heard, when the
-// process is gone, when all is not well, and twice a minute for little.
+// process is gone, when all is not well, and every 45 s for little.
 func (c *Checker) Look(ctx context.Context) (State, error) {
 	u, err := c.service.Ask(ctx)
 	if err != nil && c.withoutSystemd() {
@@ -192,14 +192,26 @@ func (c *Checker) withoutSystemd() bool {
 // due tells whether files are to be looked at.
 func (c *Checker) due(s *State) bool {
 	u := &s.Unit
-	now := fmt.Sprint(s.Running, u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths, u.NeedDaemonReload)
-	moved := now != c.last
+	now := unitNow{s.Running, u.NeedDaemonReload, u.InvocationID, u.LoadState, u.FragmentPath, u.DropInPaths}
+	moved := !now.is(c.last)
 	c.last = now
 	limit := heavyUnheard
 	if c.hears.Load() {
 		limit = heavyEach
 	}
 	return c.heard.Swap(false) || moved || c.heavy.IsZero() || !within(c.heavy, limit)
+}
+
+// unitNow is what decides which files a unit has, and whether they are in use.
+type unitNow struct {
+	running, stale           bool
+	invocation, load, source string
+	dropIns                  []string
+}
+
+func (n unitNow) is(o unitNow) bool {
+	return n.running == o.running && n.stale == o.stale && n.invocation == o.invocation && n.load == o.load && n.source == o.source &&
+		slices.Equal(n.dropIns, o.dropIns)
 }
 
 // Excuse says, before a look, that the unit may be on its way up or down for
