@@ -126,8 +126,8 @@ const (
 	// thaw is how long after the node stood still nothing is held against the tunnel: three looks.
 	thaw = 15 * time.Second
 	// calmEach is how often a node without an agent is looked at while all is well and
-	// nothing is heard: every third look. What can fail there shows after 25 s.
-	calmEach = 14 * time.Second
+	// nothing is heard: every second look. What can fail there shows after 25 s.
+	calmEach = 9 * time.Second
 )
 
 // Check looks at the agents that run here and at both ways.
