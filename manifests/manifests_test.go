@@ -193,9 +193,9 @@ func check(t *testing.T, objects []object) {
 		if c.get("resources", "requests", "cpu") == nil || c.get("resources", "requests", "memory") == nil || c.get("resources", "limits", "memory") == nil || c.get("resources", "limits", "cpu") != nil {
 			t.Errorf("resources: %v", c.get("resources"))
 		}
-		for _, p := range []string{"startupProbe", "livenessProbe", "readinessProbe"} {
-			if path := c.str(p, "httpGet", "path"); path != "/healthz" && p != "readinessProbe" || path != "/readyz" && p == "readinessProbe" {
-				t.Errorf("%s asks %s", p, path)
+		for p, want := range map[string]string{"startupProbe": "/readyz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"} {
+			if path := c.str(p, "httpGet", "path"); path != want {
+				t.Errorf("%s asks %s, want %s", p, path, want)
 			}
 		}
 		for _, v := range c.get("volumeMounts").([]any) {
