@@ -80,7 +80,7 @@ type Probe struct {
 // How old the heavy parts of a look may be.
 const (
 	cniEach    = 30 * time.Second // where no unit is known, whose files and CNI's are heard
-	storeEach  = time.Minute
+	storeEach  = 40 * time.Second
 	configEach = time.Minute
 )
 
@@ -125,9 +125,12 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 
 // Check looks at the unit and asks the runtime whether it is ready. Everything
 // that costs more (the plugins, a list of sandboxes, the running configuration)
-// is done once or twice a minute, or when it was heard that something moved; what it
+// is done about twice a minute, or when it was heard that something moved; what it
 // found then stands until the next time.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
+	if look, ok := p.unit.Rest(); ok {
+		return look, nil
+	}
 	s, err := p.unit.Look(ctx)
 	noUnit := errors.Is(err, probes.ErrNotApplicable)
 	switch {
@@ -152,7 +155,7 @@ func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 	if s.Fresh {
 		p.unit.Listen(p.listenTo(ctx)...)
 	}
-	return look, errors.Join(errs...)
+	return p.unit.Seen(look, errors.Join(errs...))
 }
 
 // present tells whether there is anything of a containerd, although systemd knows

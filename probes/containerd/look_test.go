@@ -388,7 +388,7 @@ func TestHeavyParts(t *testing.T) {
 			time.Sleep(5 * time.Second)
 		}
 		got := w.cri.asked
-		if got["Status"] != 720 || got["verbose"] > 2 || got["Version"] > 2 || got["list"] < 50 || got["list"] > 61 {
+		if got["Status"] != 720 || got["verbose"] > 2 || got["Version"] > 2 || got["list"] < 80 || got["list"] > 91 {
 			t.Errorf("asked in an hour: %v", got)
 		}
 	})

@@ -9,7 +9,7 @@ import (
 // minute's answers is what counts: a machine is never busy for every one of them,
 // while a runtime that is slow is so each time. And the measure is its own past.
 const (
-	window    = 12                    // looks: a minute
+	window    = 6                     // looks: a minute while all is well
 	learned   = 5                     // windows that make a baseline
 	remembers = 60                    // windows, the latest
 	times     = 10                    // as long as usual is slow

@@ -78,6 +78,18 @@ func readThread(task int, folder, tid string) (t Thread, err error) {
 	return t, err
 }
 
+// State is what the process's first thread does, as in [Thread]. It never waits.
+func (p *Process) State() (byte, error) {
+	return readNow(p, "stat", func() (byte, error) {
+		var buf [1024]byte
+		stat, err := readSmall(unix.AT_FDCWD, filepath.Join(p.dir, "stat"), buf[:])
+		if err != nil {
+			return 0, err
+		}
+		return threadState(stat)
+	})
+}
+
 // readSmall reads a file of /proc that fits into buf.
 func readSmall(dir int, name string, buf []byte) ([]byte, error) {
 	fd, err := openNow(dir, name, 0)

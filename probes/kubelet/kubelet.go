@@ -99,6 +99,9 @@ const runtimeGrace = time.Minute
 // Check takes a light look each time: the unit and the health port. Files are read
 // when they moved, and each minute.
 func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
+	if look, ok := p.checker.Rest(); ok {
+		return look, nil
+	}
 	excuse := p.excused(ctx)
 	p.checker.Excuse(excuse)
 	st, err := p.checker.Look(ctx)
@@ -115,7 +118,7 @@ func (p *Probe) Check(ctx context.Context) (probes.Look, error) {
 		p.lookAtHealth(ctx, &st, excuse, &look)
 	}
 	p.lookAtCertificates(ctx, &st, &look)
-	return look, nil
+	return p.checker.Seen(look, nil)
 }
 
 // excused says why kubelet cannot be well: its runtime is down, or was until just

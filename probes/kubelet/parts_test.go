@@ -24,7 +24,7 @@ import (
 
 func TestHolds(t *testing.T) {
 	t.Parallel()
-	want := map[string]time.Duration{NotRunning: 3 * time.Second, CrashLooping: 0, Unhealthy: 5 * time.Second, Hung: 5 * time.Second, SyncLoopStuck: 0,
+	want := map[string]time.Duration{NotRunning: 3 * time.Second, CrashLooping: 0, Unhealthy: 4 * time.Second, Hung: 4 * time.Second, SyncLoopStuck: 0,
 		CertificateBroken: 10 * time.Second, CertificateExpiring: time.Minute, ServesOldCertificate: 10 * time.Minute, AlphaFeature: 0,
 		"KubeletDaemonReloadNeeded": 10 * time.Minute, ConfigNotLoaded: 10 * time.Minute, "KubeletBinaryReplaced": 10 * time.Minute, "KubeletUnitChanged": 5 * time.Second}
 	for _, r := range reasons(Config{}) {

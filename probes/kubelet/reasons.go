@@ -34,8 +34,8 @@ func metrics(c Config) []probes.Metric {
 			Labels: []probes.Label{{Name: "use", Values: []string{"client", "serving"}}}})
 }
 
-// holdHealth is two looks: one bad answer is none.
-const holdHealth = 5 * time.Second
+// holdHealth lets another look be taken: one bad answer is none.
+const holdHealth = 4 * time.Second
 
 const breaks = "No pod is started, stopped or probed; after about 40 s the node is NotReady, and after 5 min its pods are evicted."
 

@@ -117,6 +117,8 @@ type Checker struct {
 	fileFindings  []probes.Finding
 	fileNotJudged []string
 	env           map[string]string
+	rest          rest
+	stirred       atomic.Bool // something was heard since the last look
 	seen          pending
 	paths         watched
 	unloaded      string   // a drop-in that systemd has not read

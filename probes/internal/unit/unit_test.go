@@ -688,3 +688,52 @@ func (h *told) Changed() {
 	default:
 	}
 }
+
+// TestRests holds when the last look stands for the next: not when something was heard
+// or found, nobody would hear, or the process is stopped or gone; and then every second
+// one only.
+func TestRests(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(b *bench) {
+		state := func(c string) {
+			name := fmt.Sprintf("proc/%d/stat", b.unit.MainPID)
+			stat, err := os.ReadFile(filepath.Join(b.dir, name))
+			if err != nil {
+				b.t.Fatal(err)
+			}
+			b.write(name, strings.Replace(string(stat), "(x) S ", "(x) "+c+" ", 1))
+		}
+		sees := func(findings ...probes.Finding) {
+			if _, err := b.Checker.Look(b.t.Context()); err != nil {
+				b.t.Fatal(err)
+			}
+			b.Checker.stirred.Store(false)
+			b.Checker.Seen(probes.Look{Findings: findings}, nil)
+		}
+		rests := func(when string, want bool) {
+			b.t.Helper()
+			if _, got := b.Checker.Rest(); got != want {
+				b.t.Errorf("%s: rests %v", when, got)
+			}
+		}
+		rests("before the first look", false)
+		sees()
+		rests("nobody would hear", false)
+		b.Checker.hears.Store(true)
+		b.service.hearing.Store(true)
+		sees()
+		time.Sleep(5 * time.Second)
+		rests("all is well", true)
+		time.Sleep(5 * time.Second)
+		rests("the second time", false)
+		sees(probes.Finding{Reason: "XHung"})
+		rests("found", false)
+		sees()
+		b.Checker.stirred.Store(true)
+		rests("heard", false)
+		rests("heard, and not looked since", false)
+		sees()
+		state("T")
+		rests("stopped", false)
+	})
+}

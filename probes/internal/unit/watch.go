@@ -67,6 +67,7 @@ type Part func(ctx context.Context, h probes.Hearer) error
 // Watch listens to the unit, to its files and to other parts until ctx or one of
 // them ends. When the unit or one of its files moves, the next Look asks anew.
 func (c *Checker) Watch(ctx context.Context, h probes.Hearer, also ...Part) error {
+	h = ear{h, func() { c.stirred.Store(true) }}
 	c.hearer.Store(&h)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
