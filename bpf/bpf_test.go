@@ -381,7 +381,7 @@ func TestBlockedThreadsAreToldOnceAfterAMinute(t *testing.T) {
 	w := ward{}
 	still, moving := blocked{Start: 1, Thread: 1, Switches: 5}, blocked{Start: 2, Thread: 2}
 	told := 0
-	for at := time.Duration(0); at <= 5*time.Minute; at += censusEvery {
+	for at := time.Duration(0); at <= 5*time.Minute; at += censusSoon {
 		moving.Switches++
 		for _, b := range w.hung([]blocked{still, moving}, at) {
 			if told++; b.Thread != 1 || at != hungAfter {

@@ -141,8 +141,9 @@ func commFilter(of func(daemon) bool) []byte {
 
 const (
 	// A census costs the kernel a walk through all its threads. It also finds whose
-	// connections matter, so it is taken sooner while a daemon may be started again.
-	censusEvery = 30 * time.Second
+	// connections matter, so it is taken sooner while a daemon may be started again,
+	// and while a thread is known to be blocked.
+	censusEvery = 40 * time.Second
 	censusSoon  = 10 * time.Second
 	hungAfter   = time.Minute // kubelet's own witness takes five
 )

@@ -465,7 +465,8 @@ func (t *Tracer) mind(ctx context.Context) {
 			t.countLost(s)
 		}
 		t.rare.limit.flush(t)
-		if n-counted >= censusEvery || n-counted >= censusSoon && monotonic() < time.Duration(t.restless.Load()) {
+		restless := monotonic() < time.Duration(t.restless.Load()) || len(t.rare.ward) > 0
+		if n-counted >= censusEvery || n-counted >= censusSoon && restless {
 			counted = n
 			t.census(t.state(censusDetector))
 			t.tryAgain(ctx)

@@ -193,7 +193,7 @@ func check(t *testing.T, objects []object) {
 		if c.get("resources", "requests", "cpu") == nil || c.get("resources", "requests", "memory") == nil || c.get("resources", "limits", "memory") == nil || c.get("resources", "limits", "cpu") != nil {
 			t.Errorf("resources: %v", c.get("resources"))
 		}
-		for p, want := range map[string]string{"startupProbe": "/readyz", "livenessProbe": "/healthz", "readinessProbe": "/readyz"} {
+		for p, want := range map[string]string{"startupProbe": "/readyz", "livenessProbe": "/healthz"} {
 			if path := c.str(p, "httpGet", "path"); path != want {
 				t.Errorf("%s asks %s, want %s", p, path, want)
 			}

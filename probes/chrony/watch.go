@@ -22,7 +22,7 @@ type reading struct {
 
 const (
 	beat       = time.Second
-	strainEach = 10 // seconds, and whole ones: when others look, too; and after each gap, which it must explain
+	strainEach = 20 // seconds, and whole ones: when others look, too; and after each gap, which it must explain
 	leastStep  = 50 * time.Millisecond
 	leastGap   = 2 * time.Second
 	stepAfter  = time.Minute // a step within it of a freeze is the freeze's

@@ -87,7 +87,7 @@ func New(root tree, sysctl keys, procs processes, config Config) *Probe {
 // Spec implements [probes.Probe].
 func (*Probe) Spec() probes.Spec {
 	return probes.Spec{Name: "sysctl", Condition: "SysctlDrift", Healthy: "SysctlsAsDeclared",
-		Every: 5 * time.Second, Timeout: time.Second, Reasons: reasons, Metrics: metrics}
+		Every: 10 * time.Second, Timeout: time.Second, Reasons: reasons, Metrics: metrics}
 }
 
 // Watch implements [probes.Watcher]: it hears the declarations. /proc/sys itself
