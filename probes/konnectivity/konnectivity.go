@@ -163,8 +163,8 @@ func (p *Probe) refresh(ctx context.Context) {
 	switch {
 	case p.agentsErr != nil:
 		each = findAgain
-	case len(p.agents) == 0:
-		each *= 2 // one that comes is not judged before it is 90 s old
+	case len(p.agents) == 0 && !p.fails():
+		each *= 2 // an agent that comes is not judged before it is 90 s old
 	}
 	if age := time.Since(p.found); !p.found.IsZero() && age >= 0 && age < each && !gone {
 		return
@@ -197,6 +197,13 @@ func (p *Probe) refresh(ctx context.Context) {
 	if err == nil || p.endpoint == nil || !errors.Is(err, errNoKubeconfig) {
 		p.endpoint, p.endpointErr = e, err
 	}
+}
+
+// fails tells whether the API server could not be reached last: it may be looked for in
+// the wrong place.
+func (p *Probe) fails() bool {
+	last, _, _ := p.trips.get()
+	return last.failed != nil
 }
 
 // ways judges the way to the API server and the way back. The first look waits for
