@@ -36,7 +36,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	defer context.AfterFunc(ctx, func() { ear.Close() })()
 	files := make(chan error, 1)
 	go func() {
-		err := p.root.Watch(ctx, hearer{h, p}, confFolder, vnetState, cnsState, invoked)
+		err := p.root.Watch(ctx, probes.Noting(h, func() { p.stale.Store(true) }), confFolder, vnetState, cnsState, invoked)
 		cancel(err)
 		files <- err
 	}()
@@ -105,16 +105,6 @@ func matters(b []byte) bool {
 	}
 	return false
 }
-
-// A hearer makes the next look read the files again.
-type hearer struct {
-	probes.Hearer
-	p *Probe
-}
-
-func (h hearer) Changed() { h.p.stale.Store(true); h.Hearer.Changed() }
-
-func (h hearer) Lost(source string, n uint64) { h.p.stale.Store(true); h.Hearer.Lost(source, n) }
 
 // lastTry is how long a neighbour's state has stood at most, of its
 // NDA_CACHEINFO: whole ticks of 10 ms, of a clock that itself may tick as seldom.

@@ -329,25 +329,7 @@ func (p *Probe) lookAtOthers(ctx context.Context, st *unit.State, answers bool, 
 
 // watchOthers hears other time daemons come and go.
 func (p *Probe) watchOthers(ctx context.Context, h probes.Hearer) error {
-	return p.units.WatchUnits(ctx, listener{h, &p.heard}, otherDaemons...)
-}
-
-// listener notes that it heard before it passes on.
-type listener struct {
-	probes.Hearer
-	heard *atomic.Bool
-}
-
-// Changed implements [host.Listener].
-func (l listener) Changed() {
-	l.heard.Store(true)
-	l.Hearer.Changed()
-}
-
-// Lost implements [host.Listener].
-func (l listener) Lost(source string, n uint64) {
-	l.heard.Store(true)
-	l.Hearer.Lost(source, n)
+	return p.units.WatchUnits(ctx, probes.Noting(h, func() { p.heard.Store(true) }), otherDaemons...)
 }
 
 // Explain implements [probes.Explainer].

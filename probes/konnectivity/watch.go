@@ -3,7 +3,6 @@ package konnectivity
 import (
 	"context"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/nodedrift/nodedrift/probes"
@@ -23,12 +22,12 @@ const (
 // connections of its network have ended, which costs a read of a few hundred bytes; and
 // it hears kubelet's certificates being replaced.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
-	h = listener{h, &p.woken}
+	h = probes.Noting(h, func() { p.woken.Store(true) })
 	p.hearer.Store(&h)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	files := make(chan error, 1)
-	go func() { files <- p.root.Watch(ctx, listener{h, &p.certsHeard}, certificates...) }()
+	go func() { files <- p.root.Watch(ctx, probes.Noting(h, func() { p.certsHeard.Store(true) }), certificates...) }()
 	slow, err := host.Beats(ctx, idleBeat)
 	if err != nil {
 		return err
@@ -81,24 +80,6 @@ func seconds(ctx context.Context) (beats <-chan struct{}, stop func(), err error
 	ctx, stop = context.WithCancel(ctx)
 	beats, err = host.Beats(ctx, beat)
 	return beats, stop, err
-}
-
-// listener notes that it heard before it passes on.
-type listener struct {
-	probes.Hearer
-	heard *atomic.Bool
-}
-
-// Changed implements [host.Listener].
-func (l listener) Changed() {
-	l.heard.Store(true)
-	l.Hearer.Changed()
-}
-
-// Lost implements [host.Listener].
-func (l listener) Lost(source string, n uint64) {
-	l.heard.Store(true)
-	l.Hearer.Lost(source, n)
 }
 
 func (p *Probe) uptime() time.Duration {

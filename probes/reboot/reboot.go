@@ -66,15 +66,8 @@ func (*Probe) Spec() probes.Spec {
 
 // Watch implements [probes.Watcher]: it hears the marker and the kernels.
 func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
-	return p.root.Watch(ctx, hearer{h, &p.heard}, marker, packages, "var/run", bootFolder, modulesFolder)
+	return p.root.Watch(ctx, probes.Noting(h, func() { p.heard.Store(true) }), marker, packages, "var/run", bootFolder, modulesFolder)
 }
-
-type hearer struct {
-	probes.Hearer
-	heard *atomic.Bool
-}
-
-func (h hearer) Changed() { h.heard.Store(true); h.Hearer.Changed() }
 
 // Check looks for the marker, compares the kernels, and every minute asks the
 // processes. Each of the three stands alone: what one could not see does not

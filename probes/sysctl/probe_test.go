@@ -165,7 +165,7 @@ func TestDeclarationsAreReadAgain(t *testing.T) {
 		time.Sleep(unheard)
 		l.wants("a minute later", "SysctlChanged vm.swappiness")
 		l.write("root/etc/sysctl.d/a.conf", "vm.swappiness = 10")
-		hearer{nobody{}, l.Probe}.Changed()
+		l.note()
 		l.wants("heard of")
 		l.write("root/etc/sysctl.d/a.conf", "vm.swappiness = 20")
 		time.Sleep(unheard)
@@ -212,7 +212,7 @@ func (counter) Lost(string, uint64)   {}
 func TestNewInterface(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{}, map[string]string{"root/etc/sysctl.d/a.conf": "net.ipv4.conf.*.accept_redirects = 0", "proc/sys/net/ipv4/conf/eth0/accept_redirects": "0"})
-		hearer{nobody{}, l.Probe}.Changed()
+		l.note()
 		l.wants("in order")
 		l.write("proc/sys/net/ipv4/conf/eth1/accept_redirects", "1")
 		time.Sleep(reglob)

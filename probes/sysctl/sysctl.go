@@ -106,7 +106,7 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	}
 	paths := slices.Concat(folders, []string{procpsFile, azureJSON, provisioned, "etc/cni/net.d"}, kubeletEnv, kubeletConfigs)
 	defer p.hears.Store(false)
-	return p.root.Watch(ctx, hearer{h, p}, paths...)
+	return p.root.Watch(ctx, probes.Noting(h, p.note), paths...)
 }
 
 // differs tells whether a key's value is another one than at the last look. While one
@@ -133,17 +133,10 @@ func (p *Probe) differs() bool {
 	return false
 }
 
-// A hearer makes the next look read the declarations again.
-type hearer struct {
-	probes.Hearer
-	probe *Probe
-}
-
-// Changed implements [probes.Hearer].
-func (h hearer) Changed() {
-	h.probe.hears.Store(true)
-	h.probe.stale.Store(true)
-	h.Hearer.Changed()
+// note makes the next look read the declarations again.
+func (p *Probe) note() {
+	p.hears.Store(true)
+	p.stale.Store(true)
 }
 
 // Check reads every declared key and compares it. The declarations themselves

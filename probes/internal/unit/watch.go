@@ -67,7 +67,7 @@ type Part func(ctx context.Context, h probes.Hearer) error
 // Watch listens to the unit, to its files and to other parts until ctx or one of
 // them ends. When the unit or one of its files moves, the next Look asks anew.
 func (c *Checker) Watch(ctx context.Context, h probes.Hearer, also ...Part) error {
-	h = ear{h, func() { c.stirred.Store(true) }}
+	h = probes.Noting(h, func() { c.stirred.Store(true) })
 	c.hearer.Store(&h)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -88,10 +88,10 @@ func (c *Checker) Watch(ctx context.Context, h probes.Hearer, also ...Part) erro
 func (s *Service) Watch(ctx context.Context, h probes.Hearer) error {
 	defer s.hearing.Store(false)
 	defer s.heard.Store(true)
-	return s.units.WatchUnits(ctx, ear{h, func() {
+	return s.units.WatchUnits(ctx, probes.Noting(h, func() {
 		s.heard.Store(true)
 		s.hearing.Store(true)
-	}}, s.names...)
+	}), s.names...)
 }
 
 // watchFiles listens to the unit's files, and anew when they are others. That it
@@ -126,10 +126,10 @@ func (c *Checker) watchList(ctx context.Context, h probes.Hearer) error {
 			ended <- nil
 			return
 		}
-		err := c.files.Watch(ctx, ear{h, func() {
+		err := c.files.Watch(ctx, probes.Noting(h, func() {
 			c.hears.Store(true)
 			c.Refresh()
-		}}, list...)
+		}), list...)
 		c.hears.Store(false)
 		ended <- err
 	}()
@@ -143,23 +143,3 @@ func (c *Checker) watchList(ctx context.Context, h probes.Hearer) error {
 	<-ended
 	return nil
 }
-
-// ear does something before it passes on what is heard.
-type ear struct {
-	probes.Hearer
-	before func()
-}
-
-// Changed implements [host.Listener].
-func (e ear) Changed() {
-	e.before()
-	e.Hearer.Changed()
-}
-
-// Lost implements [host.Listener].
-func (e ear) Lost(source string, n uint64) {
-	e.before()
-	e.Hearer.Lost(source, n)
-}
-
-var _ host.Listener = ear{}
