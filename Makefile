@@ -67,11 +67,11 @@ bench: modules image # ratios against naive twins, and the agent's own footprint
 	$(GO) test -count=1 -v -run RequestsInSteadyState ./probes/konnectivity
 	NODEDRIFT_E2E=1 NODEDRIFT_FOOTPRINT=1 $(GO) test -count=1 -timeout 30m -v -run 'TestFootprint' ./cmd/internal/e2e
 
-KERNELS ?= 5.10 6.1 6.12 newest
+KERNELS ?= 5.10 6.1 6.12 6.12+lockdown=confidentiality newest
 vmtest: modules # the BPF programs, a clock that is set, and the lock, on Debian's kernels, under qemu; needs apt, qemu-system-x86 and cpio
 	CGO_ENABLED=0 $(GO) build -o bin/vmtest ./bpf/vmtest
-	@for k in $(KERNELS); do \
-	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./bpf && \
-	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -run TestReal -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./probes/chrony && \
-	  CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -run 'LockedIn|RealClock' -exec "$(CURDIR)/bin/vmtest -kernel $$k" ./cmd/nodedrift || exit 1; \
+	@rm -f bin/vmtest.tsv; for k in $(KERNELS); do \
+	  on() { CGO_ENABLED=0 $(GO) test -count=1 $(if $(V),-v) -exec "$(CURDIR)/bin/vmtest -kernel $$k -results $(CURDIR)/bin/vmtest.tsv" "$$@"; }; \
+	  on ./bpf && on -run TestReal ./probes/chrony && on -run 'LockedIn|RealClock' ./cmd/nodedrift || exit 1; \
 	done
+	@bin/vmtest -table bin/vmtest.tsv

@@ -97,7 +97,7 @@ func missing(tr *Tracer) (all []string) {
 	return all
 }
 
-// Every detector works on this kernel; the log says which.
+// Every detector works on this kernel; the log says which, and vmtest makes a table of it.
 func TestDetectorsOfThisKernel(t *testing.T) {
 	needBPF(t)
 	var name unix.Utsname
@@ -105,7 +105,7 @@ func TestDetectorsOfThisKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range traced(t).States() {
-		t.Logf("%s: %-6s active %v %s", text(name.Release[:]), s.Detector, s.Active, s.Reason)
+		t.Logf("%s: detector %-7s active %v %s", text(name.Release[:]), s.Detector, s.Active, s.Reason)
 	}
 }
 

@@ -5,7 +5,11 @@
 //	CGO_ENABLED=0 go test -exec "$PWD/bin/vmtest -kernel 6.1" ./bpf
 //
 // The virtual machine has a root of its own, with busybox and the test, so tests do
-// there what a host must not suffer. Kernels are downloaded with apt and kept.
+// there what a host must not suffer. Kernels are downloaded with apt and kept. What
+// the tests say of detectors can be kept too, and shown as a table of detectors and
+// kernels:
+//
+//	bin/vmtest -table FILE
 package main
 
 import (
@@ -43,30 +47,48 @@ func main() {
 
 func run() (int, error) {
 	cache := flag.String("cache", "/var/tmp/nodedrift-vmtest", "folder that keeps kernels")
-	version := flag.String("kernel", "6.1", "5.10, 6.1, 6.12 or newest")
-	parameters := flag.String("append", "", "more kernel parameters, such as lockdown=confidentiality")
+	kernel := flag.String("kernel", "6.1", "5.10, 6.1, 6.12 or newest; with more kernel parameters as in 6.12+lockdown=confidentiality")
+	results := flag.String("results", "", "file to append to what the tests say of detectors")
+	table := flag.String("table", "", "show what a file of results says, and do nothing else")
 	timeout := flag.Duration("timeout", 4*time.Minute, "how long the machine may run")
 	flag.Parse()
+	if *table != "" {
+		return 0, showTable(os.Stdout, *table)
+	}
 	if flag.NArg() == 0 {
 		return 1, errors.New("want a test binary and its arguments")
 	}
-	k, err := fetched(*cache, *version)
+	version, parameters, _ := strings.Cut(*kernel, "+")
+	k, err := fetched(*cache, version)
 	if err != nil {
 		return 1, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), *timeout)
 	defer cancel()
-	fmt.Printf("vmtest: %s %s\n", filepath.Base(k), *parameters)
+	fmt.Printf("vmtest: %s %s\n", filepath.Base(k), parameters)
 	dir, err := os.MkdirTemp("", "vmtest")
 	if err != nil {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
-	initrd, err := pack(ctx, dir, *cache, flag.Args())
+	test := flag.Args()
+	if *results != "" {
+		test = append(test, "-test.v") // or it says nothing of detectors; go test then hides it again
+	}
+	initrd, err := pack(ctx, dir, *cache, test)
 	if err != nil {
 		return 1, err
 	}
-	return machine(ctx, k, initrd, *parameters)
+	var said []verdict
+	code, err := machine(ctx, k, initrd, parameters, func(line string) {
+		if v, ok := verdictOf(line); ok {
+			said = append(said, v)
+		}
+	})
+	if *results != "" {
+		err = errors.Join(err, record(*results, *kernel, said))
+	}
+	return code, err
 }
 
 // fetched is the kernel of a version. Archives do not always answer: it is tried
@@ -84,8 +106,8 @@ func fetched(cache, version string) (kernel string, err error) {
 	return kernel, err
 }
 
-// machine boots the kernel and passes on what the test prints.
-func machine(ctx context.Context, kernel, initrd, parameters string) (int, error) {
+// machine boots the kernel and passes on what the test prints, line by line to heed as well.
+func machine(ctx context.Context, kernel, initrd, parameters string, heed func(line string)) (int, error) {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G",
 		"-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", kernel, "-initrd", initrd,
 		"-append", "console=ttyS0 quiet panic=-1 "+parameters)
@@ -97,7 +119,7 @@ func machine(ctx context.Context, kernel, initrd, parameters string) (int, error
 	if err := cmd.Start(); err != nil {
 		return 1, fmt.Errorf("start qemu (package qemu-system-x86): %w", err)
 	}
-	code, said := relay(out)
+	code, said := relay(out, heed)
 	if err := cmd.Wait(); err != nil {
 		return 1, fmt.Errorf("qemu: %w", errors.Join(err, ctx.Err()))
 	}
@@ -108,7 +130,7 @@ func machine(ctx context.Context, kernel, initrd, parameters string) (int, error
 }
 
 // relay prints what comes until the marker.
-func relay(from io.Reader) (code int, said bool) {
+func relay(from io.Reader, heed func(line string)) (code int, said bool) {
 	s := bufio.NewScanner(from)
 	s.Buffer(nil, 1<<20)
 	for s.Scan() {
@@ -119,6 +141,7 @@ func relay(from io.Reader) (code int, said bool) {
 			continue
 		}
 		fmt.Println(line)
+		heed(line)
 	}
 	return code, said
 }

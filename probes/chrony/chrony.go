@@ -71,7 +71,8 @@ type Probe struct {
 	clocks       []probes.Finding
 	clocksUnseen string
 
-	frozen atomic.Int64 // CLOCK_BOOTTIME of the last freeze, 0: none
+	frozen   atomic.Int64 // CLOCK_BOOTTIME of the last freeze, 0: none
+	lastSeen witness      // of the clocks, kept while nobody listens; watchClock's
 }
 
 // New returns a probe of the node's clock.

@@ -275,6 +275,32 @@ func TestWitness(t *testing.T) {
 	}
 }
 
+// Nobody listened for a minute: that is no freeze, and a clock set in it is told.
+func TestWitnessResumes(t *testing.T) {
+	t.Parallel()
+	const s = time.Second
+	for _, c := range []struct {
+		real time.Duration // when it listens again, 60 s of boot time later
+		want string
+	}{
+		{1060 * s, ""},
+		{1063 * s, "the clock was set forward by 3s"},
+	} {
+		var w witness
+		w.resume(99 * s)
+		w.hear(reading{real: 1000 * s, mono: 100 * s, boot: 100 * s})
+		w.resume(160 * s)
+		what, froze := w.hear(reading{real: c.real, mono: 160 * s, boot: 160 * s})
+		var got strings.Builder
+		for _, o := range what {
+			got.WriteString(o.Message)
+		}
+		if got.String() != c.want || froze {
+			t.Errorf("%q, froze %v, want %q", got.String(), froze, c.want)
+		}
+	}
+}
+
 // For three polls after the node stood still nothing is said of sources and offset.
 func TestThaw(t *testing.T) {
 	p := &Probe{settings: settings{}, names: map[string]string{}}

@@ -36,6 +36,15 @@ type witness struct {
 	frozen time.Duration // boot time of the last freeze; 0: none
 }
 
+// resume goes on after a pause in which no clock was read: that time passed is no
+// freeze, but a clock that was set is told by the next reading.
+func (w *witness) resume(boot time.Duration) {
+	if w.last.mono != 0 {
+		w.last.real += boot - w.last.boot
+		w.last.boot = boot
+	}
+}
+
 // hear compares a reading with the last one.
 func (w *witness) hear(r reading) (what []probes.Occurrence, froze bool) {
 	last := w.last
@@ -124,12 +133,18 @@ func (p *Probe) watchClock(ctx context.Context, h probes.Hearer) error {
 	gauge := host.NewStrainGauge()
 	defer gauge.Close()
 	var mu sync.Mutex
-	var w witness
+	w := p.lastSeen // as of the last time that this listened
+	w.resume(clockOf(unix.CLOCK_BOOTTIME))
 	look := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		p.witnessed(&w, gauge, h)
 	}
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		p.lastSeen = w
+	}()
 	if err := host.OnBeat(ctx, beat, look); err != nil {
 		return err
 	}

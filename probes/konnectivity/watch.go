@@ -27,7 +27,9 @@ func (p *Probe) Watch(ctx context.Context, h probes.Hearer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	files := make(chan error, 1)
-	go func() { files <- p.root.Watch(ctx, probes.Noting(h, func() { p.certsHeard.Store(true) }), certificates...) }()
+	go func() {
+		files <- p.root.Watch(ctx, probes.Noting(h, func() { p.certsHeard.Store(true) }), certificates...)
+	}()
 	slow, err := host.Beats(ctx, idleBeat)
 	if err != nil {
 		return err

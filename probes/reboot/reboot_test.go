@@ -117,12 +117,6 @@ func TestScans(t *testing.T) {
 	})
 }
 
-type nobody struct{}
-
-func (nobody) Changed()              {}
-func (nobody) Saw(probes.Occurrence) {}
-func (nobody) Lost(string, uint64)   {}
-
 // TestRefused holds that processes that may not be asked are left alone for an hour.
 func TestRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

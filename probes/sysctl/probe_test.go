@@ -220,12 +220,6 @@ func TestNewInterface(t *testing.T) {
 	})
 }
 
-type nobody struct{}
-
-func (nobody) Changed()              {}
-func (nobody) Saw(probes.Occurrence) {}
-func (nobody) Lost(string, uint64)   {}
-
 // TestUnreadableDeclarations: an error, the last reading stands, and the next
 // look tries again.
 func TestUnreadableDeclarations(t *testing.T) {
