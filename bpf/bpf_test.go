@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -150,6 +152,45 @@ func TestParseMounts(t *testing.T) {
 			t.Errorf("%s: %q and %q, want %q and %q", name, unified, pids, c.unified, c.pids)
 		}
 	}
+}
+
+// A cgroup is found when it is first asked for, however soon after another; who makes
+// ever new ones does not keep the agent reading.
+func TestWalkFindsNewCgroups(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &walk{tree: tree{dir: t.TempDir()}}
+		made := func(name string) uint64 {
+			dir := filepath.Join(w.tree.dir, "kubepods", name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			tr, err := openTree(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return tr.id
+		}
+		const many = 50
+		var found int
+		for i := range many {
+			name := fmt.Sprint("pod", i)
+			switch got := strings.Join(w.find(made(name)), "/"); got {
+			case "kubepods/" + name:
+				found++
+			case "":
+			default:
+				t.Errorf("%s found as %s", name, got)
+			}
+		}
+		if want := int(maxSpare / readAgain); found != want {
+			t.Errorf("%d of %d found at once, want %d", found, many, want)
+		}
+		time.Sleep(readAgain)
+		if got := w.find(made("later")); len(got) != 2 || got[1] != "later" {
+			t.Errorf("a moment later: %q", got)
+		}
+	})
 }
 
 func TestPrintable(t *testing.T) {

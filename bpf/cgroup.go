@@ -85,10 +85,15 @@ func parseMounts(mountinfo io.Reader, root string) (unified, pids string) {
 type walk struct {
 	tree tree
 
-	mu   sync.Mutex
-	at   time.Time
-	seen map[uint64]place
+	mu    sync.Mutex
+	spare time.Duration // of time in which the tree may be read
+	at    time.Time     // when spare was reckoned
+	seen  map[uint64]place
 }
+
+// A cgroup is looked for when it is first heard of, since it may be gone a moment
+// later: eight may come at once, and one in [readAgain] after that.
+const maxSpare = 8 * readAgain
 
 // walk looks for cgroups where pods are seen.
 func (l *loader) walk() *walk { return &walk{tree: cmp.Or(l.trees.pids, l.trees.unified)} }
@@ -103,12 +108,16 @@ func (w *walk) find(id uint64) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p, ok := w.seen[id]
-	if now := time.Now(); !ok && now.Sub(w.at) >= readAgain {
-		w.at = now
-		w.read(now)
-		p = w.seen[id]
+	if ok {
+		return p.path
 	}
-	return p.path
+	now := time.Now()
+	w.spare, w.at = min(w.spare+now.Sub(w.at), maxSpare), now
+	if w.spare >= readAgain {
+		w.spare -= readAgain
+		w.read(now)
+	}
+	return w.seen[id].path
 }
 
 func (w *walk) read(now time.Time) {
