@@ -635,7 +635,7 @@ func TestConnectionsAreListed(t *testing.T) {
 	inside(func() error { return loopback(unix.IFF_UP) })
 }
 
-// More connections than are told are an error, not a part of the truth.
+// More connections or processes than are told are an error, not a part of the truth.
 func TestTooManyConnections(t *testing.T) {
 	needSockets(t)
 	tr := traced(t)
@@ -678,6 +678,18 @@ func TestTooManyConnections(t *testing.T) {
 	}
 	if n, err := count(); !errors.Is(err, errTooMany) {
 		t.Errorf("%d connections (%v), want an error", n, err)
+	}
+	known := tr.state(socketsDetector).d.Load().coll.Variables[socketsVarKnown]
+	for _, c := range []struct {
+		processes uint32
+		want      error
+	}{{0, nil}, {1 << 20, errTooMany}} { // no node has so many BPF maps, which are its steps
+		if err := known.Set(c.processes); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := count(); !errors.Is(err, c.want) {
+			t.Errorf("%d processes: %d connections (%v), want error %v", c.processes, n, err, c.want)
+		}
 	}
 	for _, s := range tr.States() {
 		if s.Detector == socketsDetector && !s.Active {

@@ -5,9 +5,11 @@
  * TCP connections of kubelet and of konnectivity-agents, in whatever network namespace. Read like a file; it costs nothing
  * in between, while the kernel's own tables (/proc/PID/net/tcp, sock_diag) walk every bucket of a hash as large as the node.
  *
- * It is an iterator of the few processes that the census remembers. iter/task_file would need no such memory, but visits
- * each open file of the node and takes a reference to it, before 5.11 once per thread, and bpf_sock_from_file, which it then
- * takes, is of 5.11, too; iter/task alone takes 0.3 us for each thread of the node.
+ * It tells of the few processes that the census remembers. iter/task_file would need no such memory, but visits each open
+ * file of the node and takes a reference to it, before 5.11 once per thread, and bpf_sock_from_file, which it then takes, is
+ * of 5.11, too; iter/task alone takes 0.3 us for each thread of the node; iter/bpf_map_elem, made for this, is refused by
+ * hardened kernels, as it may write. So it walks through the node's BPF maps, of which the agent alone has dozens, and at the
+ * nth tells of the nth process: the kernel passes on 32 KiB for each step, not more.
  */
 #include "leader.h"
 #include "tcp.h"
@@ -17,6 +19,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define FDS 4096        /* descriptors that are looked at, */
 #define ROW 16          /* so many at once; a table of them holds a multiple of 64, */
 #define SOCKETS 256     /* and connections that are told, of one process: 22 KiB of the 32 that the kernel passes on at once */
+
+#define END 255
 
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
@@ -31,9 +35,9 @@ struct connection {
 	__u32 netns;            /* inode */
 	__u8 comm[16];          /* of the process */
 	__u32 unacked;          /* bytes sent and not acknowledged, or not sent yet */
-	__u8 state;             /* 0: of the process itself, before its connections */
+	__u8 state;             /* 0: of the process itself, before its connections; END: there are no more */
 	__u8 retransmits;       /* in a row */
-	__u8 more;              /* state 0, at the end: not all descriptors or connections are told */
+	__u8 more;              /* state 0: not all descriptors or connections are told; END: not all processes */
 	__u8 pad;
 };
 
@@ -140,26 +144,35 @@ __noinline int describe(__u32 i)
 
 __u32 known;                    /* entries of leaders that are good */
 
-SEC("iter/bpf_map_elem") int sockets(struct bpf_iter__bpf_map_elem *ctx)
+SEC("iter/bpf_map") int sockets(struct bpf_iter__bpf_map *ctx)
 {
-	struct leader *l = ctx->value;
-	__u32 *key = ctx->key;
+	__u32 step = ctx->meta->seq_num;
 	struct task_struct *t;
 	struct fdtable *fdt;
 	struct file **fds;
+	struct leader *l;
 	struct walk *w;
 	__u32 most;
 
-	if (!key || !l || *key >= known)
+	w = walk();
+	if (!w)
+		return 0;
+	__builtin_memset(&w->c, 0, sizeof(w->c));
+	if (!ctx->map) { /* the end, which counts as the last step */
+		w->c.state = END;
+		w->c.more = step + 1 < known;
+		bpf_seq_write(ctx->meta->seq, &w->c, sizeof(w->c));
+		return 0;
+	}
+	if (step >= known)
+		return 0;
+	l = bpf_map_lookup_elem(&leaders, &step);
+	if (!l)
 		return 0;
 	t = (void *)l->task;
 	fdt = BPF_CORE_READ(t, files, fdt);
 	if (!fdt || BPF_CORE_READ(t, start_time) != l->start) /* it has ended */
 		return 0;
-	w = walk();
-	if (!w)
-		return 0;
-	__builtin_memset(&w->c, 0, sizeof(w->c));
 	w->c.cgroup = l->cgroup;
 	w->c.pid = l->pid;
 	w->c.netns = l->netns;

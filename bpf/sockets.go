@@ -49,6 +49,9 @@ type connection struct {
 	_             uint8
 }
 
+// lastState of a connection is that there are no more: END of sockets.bpf.c.
+const lastState = 255
+
 const socketsDetector = "sockets"
 
 // attachSockets loads and attaches the iterator of the connections of those that a
@@ -61,11 +64,11 @@ func (l *loader) attachSockets(census *detector) (*detector, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, leaders := &detector{}, census.coll.Maps["leaders"]
-	if d.coll, err = l.load(spec, nil, map[string]*ebpf.Map{"leaders": leaders}); err != nil {
+	d := &detector{}
+	if d.coll, err = l.load(spec, nil, map[string]*ebpf.Map{"leaders": census.coll.Maps["leaders"]}); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
-	at, err := link.AttachIter(link.IterOptions{Program: d.coll.Programs[socketsProgSockets], Map: leaders})
+	at, err := link.AttachIter(link.IterOptions{Program: d.coll.Programs[socketsProgSockets]})
 	if err != nil {
 		d.close()
 		return nil, fmt.Errorf("attach %s: %w", socketsProgSockets, plain(err))
@@ -133,7 +136,7 @@ func (t *Tracer) trySockets() error {
 	return err
 }
 
-var errTooMany = errors.New("a process has more files or connections than are looked at")
+var errTooMany = errors.New("more processes, or a process with more files or connections, than are looked at")
 
 // sockets reads the iterator. The caller holds the lock of walks.
 func (t *Tracer) sockets(d *detector, take func(Socket)) error {
@@ -144,7 +147,7 @@ func (t *Tracer) sockets(d *detector, take func(Socket)) error {
 	defer unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 	var e connection
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e))
-	many := false
+	many, whole := false, false
 	if t.listed == nil {
 		t.listed = make([]byte, 8<<10)
 	}
@@ -163,12 +166,19 @@ read:
 		for ; len(rest) >= len(raw); rest = rest[len(raw):] {
 			copy(raw, rest)
 			many = many || e.More != 0
+			if e.State == lastState {
+				whole = true
+				continue
+			}
 			take(Socket{int(e.PID), text(e.Comm[:]), e.Cgroup, e.Netns, e.Local.addr(), e.Remote.addr(), e.State, e.Unacked, uint32(e.Retransmits)})
 		}
 		kept = copy(t.listed, rest)
 	}
-	if many {
+	switch {
+	case many:
 		return fmt.Errorf("list connections: %w", errTooMany)
+	case !whole:
+		return errors.New("list connections: cut short")
 	}
 	return nil
 }

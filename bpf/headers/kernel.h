@@ -99,9 +99,9 @@ struct tcp_sock { struct inet_connection_sock inet_conn; __u32 snd_una, write_se
 struct __kernel_timex { unsigned int modes; };
 
 struct seq_file;
-struct bpf_iter_meta { struct seq_file *seq; };
+struct bpf_iter_meta { struct seq_file *seq; __u64 seq_num; };
 struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };
-struct bpf_iter__bpf_map_elem { struct bpf_iter_meta *meta; void *key, *value; };
+struct bpf_iter__bpf_map { struct bpf_iter_meta *meta; struct bpf_map *map; };
 
 #pragma clang attribute pop
 
