@@ -59,7 +59,7 @@ bin/nodedrift-image.tar: Dockerfile bin/nodedrift
 e2e: image # on a lab of real Kubernetes nodes; needs root
 	$(GO) run ./cmd/nodelab deps
 	$(GO) run ./cmd/nodelab build
-	NODEDRIFT_E2E=1 $(GO) test -count=1 -timeout 45m -parallel 8 -v $(if $(TESTS),-run '$(TESTS)') ./cmd/internal/e2e
+	NODEDRIFT_E2E=1 $(GO) test -count=1 -timeout 45m -parallel 20 -v $(if $(TESTS),-run '$(TESTS)') ./cmd/internal/e2e
 
 bench: modules image # ratios against naive twins, and the agent's own footprint in the lab
 	$(GO) test -run '^$$' -bench . -benchmem ./agent/... ./probes/... ./bpf

@@ -53,7 +53,7 @@ type azure struct {
 // TestAzureCNI makes a node one of Azure CNI, with real pods behind it, in
 // transparent and in bridge mode; breaks it; and puts the node back.
 func TestAzureCNI(t *testing.T) {
-	need(t)
+	alone(t, azureNode)
 	a := &azure{T: t}
 	a.setUp()
 	t.Run("transparent", func(t *testing.T) {

@@ -119,7 +119,7 @@ func writeAndMend(t *testing.T, node, pod string) time.Duration {
 }
 
 func TestEachWriterIsNamed(t *testing.T) {
-	need(t)
+	alone(t, "node1")
 	until(t, "node1", "SysctlDrift", time.Minute, isFalse)
 	holder(t, "node1", "one", "/proc/sys/net/ipv4/ip_forward", "0")
 	holder(t, "node1", "two", "/proc/sys/net/ipv4/tcp_fin_timeout", "30")
@@ -206,8 +206,8 @@ func TestKillerIsNamed(t *testing.T) {
 // (a FUSE server that does not even greet): its thread is blocked, and told long
 // before the five minutes of kubelet's own witness.
 func TestBlockedDaemonIsTold(t *testing.T) {
-	need(t)
-	const node, pod = "node2", "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555"
+	const node, pod = "node1", "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555"
+	alone(t, node)
 	until(t, node, "KubeletDrift", time.Minute, isFalse)
 	t.Cleanup(func() {
 		_, _ = testLab.Node(node).Exec(context.WithoutCancel(t.Context()), "sh", "-c", "systemctl stop silent-fuse; umount -l "+pod+"/volumes; rm -r "+pod)
@@ -244,7 +244,7 @@ func TestBlockedDaemonIsTold(t *testing.T) {
 }
 
 func TestOOMKillNamesItsContainer(t *testing.T) {
-	need(t)
+	alone(t, "node2")
 	began := time.Now()
 	hostPod(t, "node2", "hog", "32Mi", "/host/usr/bin/tail", "/dev/zero")
 	t.Logf("%q", eventSays(t, "node2", regexp.MustCompile(`default/hog.*out of memory: .* in container tool was killed; it held \d+ MiB`)))

@@ -161,8 +161,8 @@ func TestChrony(t *testing.T) {
 
 // A source that stops is told within a minute of its last sample.
 func TestChronySourceStopped(t *testing.T) {
-	need(t)
-	const node = "node1"
+	const node = "node0"
+	alone(t, node)
 	until(t, node, "TimeSyncDrift", time.Minute, isFalse)
 	refill(t, node)
 	sh(t, node, serverAt("0s"))

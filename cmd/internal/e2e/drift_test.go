@@ -89,8 +89,8 @@ var aksFaults = []fault{
 // ServiceRestartRequired needs rights that the pod goes without on most kernels:
 // there it is not judged; check as root on the node sees it.
 func TestServiceRestartRequired(t *testing.T) {
-	l := need(t)
 	const node = "node2"
+	l := alone(t, node)
 	judged := false
 	for _, c := range document(t, node).Conditions {
 		for _, s := range c.NotJudged {

@@ -113,6 +113,20 @@ func need(t *testing.T) *lab.Lab {
 	return testLab
 }
 
+// inUse are the nodes, each held by the test that breaks it.
+var inUse = map[string]*sync.Mutex{"node0": {}, "node1": {}, "node2": {}}
+
+// alone is need for a test that breaks one node and nothing else: it runs beside
+// tests of other nodes, when those of all nodes and of the API server have ended.
+func alone(t *testing.T, node string) *lab.Lab {
+	t.Helper()
+	l := need(t)
+	t.Parallel()
+	inUse[node].Lock()
+	t.Cleanup(inUse[node].Unlock)
+	return l
+}
+
 // A condition is a NodeCondition, as far as tests read it.
 type condition struct {
 	Type, Status, Reason, Message         string
@@ -160,7 +174,7 @@ func until(t *testing.T, node, kind string, within time.Duration, ok func(condit
 				return last, time.Since(began)
 			}
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatalf("%s on %s after %s: %s %s %q", kind, node, within, last.Status, last.Reason, last.Message)
 	return last, 0

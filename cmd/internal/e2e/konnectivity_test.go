@@ -63,8 +63,8 @@ const (
 
 // What the API server says of the way back is a condition.
 func TestKonnectivityWayBack(t *testing.T) {
-	need(t)
 	const node = "node0"
+	alone(t, node)
 	healthyTunnel(t, node)
 	// kubelet's certificates are listened to: touched, they are a reason to ask.
 	const ask = "touch /var/lib/kubelet/pki/kubelet.crt"
@@ -100,8 +100,8 @@ func healthyTunnel(t *testing.T, node string) {
 // An agent of the tunnel runs in a pod, in the pod's network, and its server on the node:
 // both are the stand-ins of the probe's own tests, with real connections.
 func TestTunnelOfAPod(t *testing.T) {
-	l := need(t)
 	const node, program, port = "node2", "/usr/local/bin/proxy-agent", "8132"
+	l := alone(t, node)
 	n := l.Node(node)
 	healthyTunnel(t, node)
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(n.Root(), program), "./probes/konnectivity")
@@ -155,8 +155,8 @@ func TestTunnelOfAPod(t *testing.T) {
 // A connection to the API server that is reset is an Event. That kubelet is restarted,
 // which ends all of its connections, is none.
 func TestResetIsTold(t *testing.T) {
-	need(t)
-	const node = "node2"
+	const node = "node0"
+	alone(t, node)
 	healthyTunnel(t, node)
 	resets := func(now []event) (said []string) {
 		for _, e := range now {
@@ -197,8 +197,8 @@ func TestResetIsTold(t *testing.T) {
 // A node whose way to the API server is cut cannot tell the API server: its own
 // document has it.
 func TestKonnectivityForward(t *testing.T) {
-	need(t)
 	const node = "node1"
+	alone(t, node)
 	cert, key := keyPair(t, -time.Hour, time.Hour)
 	put(t, node, "/root/intercept.crt", cert)
 	put(t, node, "/root/intercept.key", key)

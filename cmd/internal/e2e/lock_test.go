@@ -62,8 +62,8 @@ func TestAgentsAreLockedIn(t *testing.T) {
 // The same agent, built as a test that then tries to write, runs beside the pod's
 // own: in its namespaces, with its mounts and its rights.
 func TestLockedInThePod(t *testing.T) {
-	l := need(t)
 	const node, folder = "node2", "/run/nodedrift/trial" // the pod's own folder of the host
+	l := alone(t, node)
 	program := filepath.Join(t.TempDir(), "trial")
 	build := exec.Command("go", "test", "-c", "-o", program, "github.com/nodedrift/nodedrift/cmd/nodedrift")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -19,8 +19,8 @@ func agentPid(t *testing.T, node string) string {
 
 // A process that dies forgets nothing: the drift stands through twenty kills.
 func TestKilledWhileDrifted(t *testing.T) {
-	need(t)
 	const node = "node1"
+	alone(t, node)
 	until(t, node, "SysctlDrift", 30*time.Second, isFalse)
 	refill(t, node)
 	sh(t, node, "sysctl -w net.ipv4.tcp_fin_timeout=17")
@@ -124,7 +124,7 @@ func TestAPIServerAway(t *testing.T) {
 
 // A stolen token of ours can do to its own Node what we do, and nothing else.
 func TestAdmissionPolicy(t *testing.T) {
-	l := need(t)
+	l := alone(t, "node2")
 	var pods struct {
 		Items []struct {
 			Metadata struct{ Name string }
@@ -187,8 +187,8 @@ func TestAdmissionPolicy(t *testing.T) {
 // A node that shuts down breaks in every way, lawfully; booted again it starts
 // clean.
 func TestShutdownAndBoot(t *testing.T) {
-	l := need(t)
 	const node = "node2"
+	l := alone(t, node)
 	before, err := conditions(t.Context(), node)
 	if err != nil {
 		t.Fatal(err)
