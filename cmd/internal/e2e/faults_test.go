@@ -191,8 +191,8 @@ func hasEvents(t *testing.T, node, reason string) {
 	}
 }
 
-// refill waits until the agent may write again at once: it applies at most once in
-// ten seconds, with a burst of three, and each fault takes two to four. A process
+// refill waits until the agent may write three times at once: it applies at most once
+// in ten seconds, with a burst of three, and each fault takes two or three. A process
 // starts with a full bucket, so that this waits too long rather than too short.
 func refill(t *testing.T, node string) {
 	t.Helper()
@@ -213,7 +213,7 @@ func refill(t *testing.T, node string) {
 				}
 			}
 		}
-		if time.Until(full) < every/2 {
+		if full.Before(time.Now()) {
 			return
 		}
 	}
