@@ -61,10 +61,11 @@ func (s *Service) Ask(ctx context.Context) (host.Unit, error) {
 	if known && within(s.stood, askEach) {
 		return s.unit, nil
 	}
+	asked := time.Now()
 	if err := s.ask(ctx, known); err != nil {
 		s.heard.Store(true)
 		if s.silent.IsZero() {
-			s.silent = time.Now()
+			s.silent = asked
 		}
 		if !s.at.IsZero() && within(s.silent, forgive) {
 			return s.unit, nil
