@@ -155,8 +155,8 @@ func TestTunnelOfAPod(t *testing.T) {
 // A connection to the API server that is reset is an Event. That kubelet is restarted,
 // which ends all of its connections, is none.
 func TestResetIsTold(t *testing.T) {
-	const node = "node0"
-	alone(t, node)
+	need(t) // before the API server is away, which every node tells of for a minute
+	const node = "node2"
 	healthyTunnel(t, node)
 	resets := func(now []event) (said []string) {
 		for _, e := range now {
