@@ -204,17 +204,18 @@ func sh(t *testing.T, node, line string) string {
 	return inNode(t, node, "sh", "-c", line)
 }
 
-// document is what the agent on a node says of itself on its loopback.
-func document(t *testing.T, node string) (d struct {
-	Conditions []struct {
-		Type, Status, Error string
-		NotJudged           []string
-		Findings            []struct {
-			Reason, Subject, Message, Severity string
-			Held                               bool
-		}
+// judged is a condition as the agent has it.
+type judged struct {
+	Type, Status, Error string
+	NotJudged           []string
+	Findings            []struct {
+		Reason, Subject, Message, Severity string
+		Held                               bool
 	}
-}) {
+}
+
+// document is what the agent on a node says of itself on its loopback.
+func document(t *testing.T, node string) (d struct{ Conditions []judged }) {
 	t.Helper()
 	out := inNode(t, node, "curl", "-sS", "--max-time", "5", "http://127.0.0.1:20258/api/v1/status")
 	if err := json.Unmarshal([]byte(out), &d); err != nil {

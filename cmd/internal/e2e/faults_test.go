@@ -148,6 +148,19 @@ func died(t *testing.T, node, prefix, unit string, pause time.Duration) {
 	}
 }
 
+// calm waits until what happened before is told: Events go out one in two seconds
+// after the first ten.
+func calm(t *testing.T, node string) {
+	t.Helper()
+	told := newEvents(t, node)
+	for began, n := time.Now(), 0; time.Since(began) < time.Minute; n = len(told()) {
+		time.Sleep(5 * time.Second)
+		if len(told()) == n {
+			return
+		}
+	}
+}
+
 // newEvents returns what tells our Events about a node since now.
 func newEvents(t *testing.T, node string) func() []event {
 	t.Helper()

@@ -34,7 +34,7 @@ func TestQuiet(t *testing.T) {
 		is, _ := until(t, node, c.Type, time.Minute, isFalse)
 		before[c.Type] = is.LastTransitionTime
 	}
-	time.Sleep(2 * time.Second) // Events follow conditions
+	calm(t, node)
 	told := newEvents(t, node)
 
 	lawful := []func(){}

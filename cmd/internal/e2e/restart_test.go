@@ -90,38 +90,6 @@ func watchFlips(ctx context.Context, node string, want condition, flips chan<- s
 	flips <- found
 }
 
-// While the API server is away the probes go on, and the truth is told within a
-// minute of its return.
-func TestAPIServerAway(t *testing.T) {
-	l := need(t)
-	const node = "node0"
-	until(t, node, "SysctlDrift", 30*time.Second, isFalse)
-	if err := l.APIServerStop(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	away := time.Now()
-	sh(t, node, "sysctl -w net.ipv4.tcp_keepalive_time=60")
-	t.Cleanup(func() {
-		_, _ = l.Node(node).Exec(context.WithoutCancel(t.Context()), "sysctl", "-w", "net.ipv4.tcp_keepalive_time=7200")
-	})
-	for !finds(t, node, "SysctlChanged") {
-		if time.Since(away) > 5*time.Second {
-			t.Fatal("the probes stand still while the API server is away")
-		}
-	}
-	if out := inNode(t, node, "curl", "-sS", "--max-time", "5", "http://127.0.0.1:20258/healthz"); !strings.Contains(out, "ok") {
-		t.Errorf("healthz while the API server is away: %q", out)
-	}
-	time.Sleep(time.Until(away.Add(time.Minute)))
-	if err := l.APIServerStart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	_, took := until(t, node, "SysctlDrift", time.Minute, isTrue("SysctlChanged", "tcp_keepalive_time is 60, want 7200"))
-	t.Logf("the truth %.1f s after the API server was back", took.Seconds())
-	sh(t, node, "sysctl -w net.ipv4.tcp_keepalive_time=7200")
-	until(t, node, "SysctlDrift", 15*time.Second, isFalse)
-}
-
 // A stolen token of ours can do to its own Node what we do, and nothing else.
 func TestAdmissionPolicy(t *testing.T) {
 	l := alone(t, "node2")
@@ -194,10 +162,8 @@ func TestShutdownAndBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, node, "SysctlDrift", 30*time.Second, isFalse)
-	told, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
+	calm(t, node)
+	told := newEvents(t, node)
 	// Things break on the way down: a declaration that no longer holds is seen
 	// after the shutdown has begun.
 	unit := "[Unit]\nDefaultDependencies=no\nBefore=shutdown.target\nConflicts=shutdown.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n" +
@@ -232,12 +198,8 @@ func TestShutdownAndBoot(t *testing.T) {
 	if err := l.Node(node).Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	list, err := events(t.Context(), node)
-	if err != nil {
-		t.Fatal(err)
-	}
 	announced := 0
-	for _, e := range list[len(told):] {
+	for _, e := range told() {
 		switch {
 		case e.Type == "Warning":
 			t.Errorf("the shutdown left the Event %s %q", e.Reason, e.Message)
