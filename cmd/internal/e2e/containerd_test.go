@@ -76,7 +76,8 @@ var containerdNetwork = []fault{
 		breaks: "chmod 644 " + cniPlugins + "/ptp", repairs: "chmod 755 " + cniPlugins + "/ptp"},
 	{name: "IPAM plugin not executable", reason: "CNIPluginMissing", text: "host-local of 10-lab.conflist is not executable", within: 15 * time.Second,
 		breaks: "chmod 644 " + cniPlugins + "/host-local", repairs: "chmod 755 " + cniPlugins + "/host-local"},
-	{name: "shim without a sandbox", reason: "OrphanShims", text: "shim of sandbox orphan", within: time.Minute, clear: 45 * time.Second,
+	// In the first list of sandboxes, one a minute, and in a second one ten seconds later.
+	{name: "shim without a sandbox", reason: "OrphanShims", text: "shim of sandbox orphan", within: 80 * time.Second, clear: 70 * time.Second,
 		breaks:  "ctr -n k8s.io run -d localhost/pause:1 orphan",
 		repairs: "ctr -n k8s.io tasks kill -s KILL orphan; sleep 1; ctr -n k8s.io containers delete orphan; true"},
 }

@@ -124,6 +124,7 @@ func (f fault) tryInfo(t *testing.T, node string) {
 func died(t *testing.T, node, prefix, unit string, pause time.Duration) {
 	kind := prefix + "Drift"
 	before, _ := until(t, node, kind, time.Minute, isFalse)
+	calm(t, node)
 	told := newEvents(t, node)
 	began := time.Now()
 	sh(t, node, "systemctl kill -s KILL --kill-who=main "+unit)
