@@ -14,8 +14,9 @@ import (
 
 // listsApart is how far apart the two lists must be that both lack a shim's
 // sandbox: a sandbox is listed a moment after its shim was started, and its shim
-// ends a moment after it is taken off.
-const listsApart = 10 * time.Second
+// ends a moment after it is taken off. Looks that are ten seconds apart may be so
+// by a little less.
+const listsApart = 9 * time.Second
 
 // kubernetes is the namespace of containerd that kubelet's pods are in.
 const kubernetes = "k8s.io"
