@@ -137,6 +137,7 @@ type event struct {
 	Type, Reason, Message string
 	InvolvedObject        struct{ Name, UID string }
 	Source                struct{ Component string }
+	FirstTimestamp        time.Time // when it happened, in whole seconds
 }
 
 // conditions reads the conditions of a node from the API server.

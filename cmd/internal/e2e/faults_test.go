@@ -149,32 +149,38 @@ func died(t *testing.T, node, prefix, unit string, pause time.Duration) {
 	}
 }
 
-// calm waits until what happened before is told: Events go out one in two seconds
-// after the first ten.
+// calm waits until what happened just before is told: Events go out one in two
+// seconds after the first ten.
 func calm(t *testing.T, node string) {
 	t.Helper()
-	told := newEvents(t, node)
-	for began, n := time.Now(), 0; time.Since(began) < time.Minute; n = len(told()) {
-		time.Sleep(5 * time.Second)
-		if len(told()) == n {
+	var last int
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(5 * time.Second) {
+		all, err := events(t.Context(), node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) == last {
 			return
 		}
+		last = len(all)
 	}
 }
 
-// newEvents returns what tells our Events about a node since now.
+// newEvents returns what tells our Events about a node of what happened since now,
+// give or take a second: some are told minutes later, one for many.
 func newEvents(t *testing.T, node string) func() []event {
 	t.Helper()
 	before, err := events(t.Context(), node)
 	if err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now().Truncate(time.Second)
 	return func() []event {
 		now, err := events(t.Context(), node)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return slices.DeleteFunc(now, func(e event) bool { return slices.Contains(before, e) })
+		return slices.DeleteFunc(now, func(e event) bool { return e.FirstTimestamp.Before(began) || slices.Contains(before, e) })
 	}
 }
 
