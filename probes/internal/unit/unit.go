@@ -222,6 +222,7 @@ func (c *Checker) Excuse(why string) { c.excuse = why }
 
 // Refresh makes the next look ask systemd and read files.
 func (c *Checker) Refresh() {
+	c.stirred.Store(true)
 	c.service.Heard()
 	c.heard.Store(true)
 }
